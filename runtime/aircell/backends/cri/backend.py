@@ -1,0 +1,232 @@
+"""The CRI backend: sandboxes as pod sandboxes with one container, on containerd or any other CRI engine.
+
+State is the engine's alone: sandboxes are found by the label that both the pod and its container carry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from pydantic import ValidationError
+
+from aircell.backends import mounts
+from aircell.backends.base import LABEL_SANDBOX, Backend, EngineInfo, PullProgress, RegistryAuth, SandboxPlan
+from aircell.backends.cri import cgroups, engine, log_format, translate
+from aircell.backends.cri.calls import Calls
+from aircell.backends.cri.client import CriClient
+from aircell.backends.cri.config import CriConfig
+from aircell.backends.cri.process import ContainerProcess
+from aircell.backends.cri.progress import reported
+from aircell.errors import AircellError, EngineUnavailable, InvalidSpec, NotFound, UnsupportedSpec
+from aircell.spec import SandboxSpec
+from aircell.status import ExitStatus, ImageInfo, SandboxInfo
+from aircell_cri.v1 import api_pb2 as cri
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KUBELET_LABEL = "io.kubernetes.pod.uid"
+SHM = "/dev/shm"  # noqa: S108 - the path inside the sandbox
+
+_ENGINE_FACTS_SECONDS = 60.0
+_SLOW_POLL = 1.0
+_PATIENCE = 60.0
+"""Seconds for which wait() bears an engine that does not answer, such as one that is being restarted."""
+
+
+class CriBackend(Backend):
+    """See :class:`~aircell.backends.base.Backend`; its configuration is :class:`CriConfig`."""
+
+    name: ClassVar[str] = "cri"
+
+    def __init__(self, config: Mapping[str, object]) -> None:
+        try:
+            self._config = CriConfig.model_validate(config)
+        except ValidationError as error:
+            raise InvalidSpec(f"backends.cri of the configuration is malformed: {error}") from error
+        self._client = CriClient(self._config.socket)
+        self._calls = Calls(self._client, self._config)
+        self._engine: tuple[float, engine.Engine] | None = None
+        self._cgroup_root = Path(self._config.cgroup_root)
+        self._node = engine.Node(
+            cgroup_v2=cgroups.is_v2(self._cgroup_root),
+            apparmor=Path("/sys/kernel/security/apparmor/profiles").exists(),
+        )
+
+    async def info(self) -> EngineInfo:
+        facts = await self._read_engine()
+        return EngineInfo(facts.name, facts.version, facts.api_version, tuple(sorted(facts.handlers)))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def check(self, spec: SandboxSpec) -> None:
+        await self._place(spec, "")
+
+    async def _place(self, spec: SandboxSpec, sandbox: str) -> translate.Placement:
+        placement = engine.place(spec, sandbox, await self._facts(), self._node, self._config)
+        profile = translate.seccomp_file(spec.security)
+        if profile and not await asyncio.to_thread(Path(profile).is_file):
+            raise UnsupportedSpec(
+                f"the seccomp profile {profile} does not exist on this node.",
+                hint="Correct `security.seccomp`, or install the profile.",
+                sandbox=sandbox,
+            )
+        return placement
+
+    # --- Images ---
+
+    async def image(self, reference: str) -> ImageInfo | None:
+        image = await self._calls.image(reference)
+        return translate.image_info(image, reference) if image is not None else None
+
+    async def images(self) -> list[ImageInfo]:
+        return [translate.image_info(image) for image in await self._calls.images()]
+
+    async def pull(
+        self, reference: str, auth: RegistryAuth | None, progress: Callable[[PullProgress], None]
+    ) -> ImageInfo:
+        async with reported(self._client, self._config.call_timeout, progress):
+            await self._calls.pull(reference, translate.auth(auth))
+        image = await self.image(reference)
+        if image is None:
+            raise NotFound(f"the image {reference} was pulled and is gone again.", hint="Does something prune images?")
+        return image
+
+    async def remove_image(self, reference: str) -> None:
+        await self._calls.remove_image(reference)
+
+    # --- The life of a sandbox ---
+
+    async def create(self, plan: SandboxPlan) -> None:
+        if plan.spec.resources.shm is not None and all(mount.target != SHM for mount in plan.mounts):
+            raise UnsupportedSpec(
+                f"the CRI cannot bound {SHM}, and nothing bounded is mounted there.",
+                hint="Leave out `resources.shm`.",
+                sandbox=plan.id,
+            )
+        placement = await self._place(plan.spec, plan.id)
+        plan = dataclasses.replace(plan, mounts=await asyncio.to_thread(mounts.prepare, plan.mounts, plan.id))
+        pod = await self._calls.run_pod(translate.run_pod_sandbox(plan, placement), plan.id)
+        try:
+            if not self._node.cgroup_v2 and plan.spec.resources.pids is not None:
+                cgroups.limit_pids(self._cgroup_root, placement.cgroup_parent, plan.spec.resources.pids)
+            await self._calls.create_container(translate.create_container(plan, placement, pod), plan.spec, plan.id)
+        except BaseException:
+            await self._clean_up(plan.id)
+            raise
+
+    async def start(self, sandbox: str) -> None:
+        container = await self._calls.container(sandbox)
+        await self._calls.start_container(container.id, sandbox)
+
+    async def wait(self, sandbox: str) -> ExitStatus:
+        container = await _patiently(lambda: self._calls.container(sandbox))
+        oom_seen = False
+        for pause in _pauses():
+            answer = await _patiently(lambda: self._calls.status(container.id, sandbox))
+            if answer.status.state == cri.CONTAINER_EXITED:
+                return translate.exit_status(answer.status, oom_seen=oom_seen)
+            process = ContainerProcess.open(translate.first_process(answer), container.id, self._cgroup_root)
+            if process is None:
+                await asyncio.sleep(pause)
+                continue
+            with process:
+                oom_seen = await process.ended()
+        raise AssertionError("unreachable: there is always another pause")
+
+    async def log_tail(self, sandbox: str, max_bytes: int = 8192) -> str:
+        container = await self._calls.container(sandbox)
+        answer = await self._calls.status(container.id, sandbox)
+        return await asyncio.to_thread(log_format.tail, Path(answer.status.log_path), max_bytes)
+
+    async def stop(self, sandbox: str, grace: float) -> None:
+        for container in await self._calls.containers({LABEL_SANDBOX: sandbox}):
+            await self._calls.stop_container(container.id, sandbox, math.ceil(grace))
+        # The pod, in which nothing of ours runs now, is left to remove(): it may have begun already, because the end
+        # of the container was seen, and containerd cannot stop one pod twice at a time.
+
+    async def remove(self, sandbox: str) -> None:
+        parents = {f"{self._config.cgroup_parent}/{sandbox}"}
+        for pod in await self._calls.pods({LABEL_SANDBOX: sandbox}):
+            parents.add(await self._cgroup_parent(pod.id, sandbox))
+            await self._calls.stop_pod(pod.id, sandbox)
+            await self._calls.remove_pod(pod.id, sandbox)
+        if not self._node.cgroup_v2:
+            for parent in parents:
+                if parent.endswith(f"/{sandbox}"):
+                    await cgroups.remove_group(self._cgroup_root, parent)
+
+    async def sandboxes(self, labels: Mapping[str, str]) -> list[SandboxInfo]:
+        pods = [pod for pod in await self._calls.pods(labels) if LABEL_SANDBOX in pod.labels]
+        containers = {each.pod_sandbox_id: each for each in await self._calls.containers(labels)}
+        return [await self._sandbox_info(pod, containers.get(pod.id)) for pod in pods]
+
+    async def foreign_owner(self) -> str | None:
+        foreign = translate.foreign_pods(await self._calls.pods({}), KUBELET_LABEL)
+        if not foreign:
+            return None
+        return f"a kubelet (it has the pod {foreign[0].metadata.namespace}/{foreign[0].metadata.name} here)"
+
+    # --- Helpers ---
+
+    async def _facts(self) -> engine.Engine:
+        """What the engine can do, asked again after a while: it may have been replaced by another version."""
+        if self._engine is not None and time.monotonic() - self._engine[0] < _ENGINE_FACTS_SECONDS:
+            return self._engine[1]
+        return await self._read_engine()
+
+    async def _read_engine(self) -> engine.Engine:
+        facts = await self._calls.engine()
+        self._engine = time.monotonic(), facts
+        return facts
+
+    async def _cgroup_parent(self, pod: str, sandbox: str) -> str:
+        try:
+            return translate.cgroup_parent(await self._calls.pod_status(pod, sandbox))
+        except NotFound:
+            return ""
+
+    async def _sandbox_info(self, pod: cri.PodSandbox, container: cri.Container | None) -> SandboxInfo:
+        if container is None or container.state != cri.CONTAINER_EXITED:
+            return translate.sandbox_info(pod, container, None)
+        try:
+            answer = await self._calls.status(container.id, pod.labels[LABEL_SANDBOX])
+        except NotFound:  # removed since it was listed
+            return translate.sandbox_info(pod, None, None)
+        return translate.sandbox_info(pod, container, answer.status)
+
+    async def _clean_up(self, sandbox: str) -> None:
+        """After a failure that the caller is about to hear of; what stays, the reaper finds by its label."""
+        try:
+            await self.remove(sandbox)
+        except AircellError as error:
+            logger.warning("sandbox %s is left behind after its creation failed: %s", sandbox, error)
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Bears an engine that is away for a while: a sandbox is none the worse for it."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return await ask()
+        except EngineUnavailable:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(_SLOW_POLL)
+
+
+def _pauses() -> Iterator[float]:
+    """From 5 ms, doubling, up to the slow poll."""
+    pause = 0.005
+    while True:
+        yield pause
+        pause = min(2 * pause, _SLOW_POLL)

@@ -1,0 +1,160 @@
+"""aircelld's configuration: one YAML file (or TOML, by its suffix), every key optional.
+
+``docs/aircelld.example.yaml`` explains each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from aircell.autostart import CONFIG_FILE
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from aircell.client import DEFAULT_SOCKET
+from aircell.daemon.containerd_config import ContainerdConfig
+from aircell.daemon.credentials import Credentials
+from aircell.errors import InvalidSpec
+from aircell.policy import Policy
+from aircell.spec import AbsolutePath, Model
+
+DEFAULT_FILE = Path(CONFIG_FILE)
+"""Read when it exists and no other file is named."""
+DEFAULT_STATE_DIR = "/var/lib/aircell"
+
+_MAX_SOCKET_PATH = 107
+_LONGEST_GATE = "/sandboxes/callback-0123456789ab/run/gate.sock"
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def _expanded(path_map: Mapping[str, str]) -> dict[str, str]:
+    """``${NAME}`` in the targets stands for aircelld's own environment variable."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ValueError(f"the environment variable {match[1]} is not set")
+        return os.environ[match[1]]
+
+    return {prefix: _VARIABLE.sub(value, target) for prefix, target in path_map.items()}
+
+
+def _cri_alone() -> dict[str, dict[str, Any]]:
+    return {"cri": {}}
+
+
+class LogSettings(Model):
+    """aircelld's own log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(Model):
+    """Everything that one aircelld needs to know."""
+
+    socket_path: AbsolutePath = DEFAULT_SOCKET
+    socket_group: str | None = None
+    """Members may use the socket, beside root. They can start anything that the policy permits."""
+    state_dir: AbsolutePath = DEFAULT_STATE_DIR
+    """Records and scratch folders of sandboxes, and the managed containerd's images. One aircelld per folder."""
+    run_dir: AbsolutePath = "/run/aircell"
+    """The managed containerd's sockets; emptied by a reboot, kept from everybody but root."""
+    managed_containerd: bool = False
+    """Run a private containerd, and let the backend ``cri`` use it."""
+    containerd: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the managed containerd, see ``ContainerdConfig``."""
+    backends: dict[str, dict[str, Any]] = Field(default_factory=_cri_alone)
+    """Backend name to that backend's own settings."""
+    beside_kubelet: bool = False
+    """Use an engine although a kubelet owns sandboxes on it, and will remove ours."""
+    policy: Policy = Policy()
+    path_map: Annotated[dict[AbsolutePath, str], AfterValidator(_expanded)] = Field(default_factory=dict)
+    """Prefixes of paths as workers see them, to the same folders' paths on this node."""
+    registry_credentials: dict[str, Credentials] = Field(default_factory=dict)
+    reap_interval: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between two searches for leftovers."""
+    idle_exit: Annotated[float, Field(gt=0)] | None = None
+    """End after so many seconds without a sandbox or a client; None means never."""
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Config:
+        for path in (self.socket_path, self.state_dir + _LONGEST_GATE):
+            if len(path.encode()) > _MAX_SOCKET_PATH:
+                raise ValueError(f"{path} is longer than a unix socket's path may be ({_MAX_SOCKET_PATH} bytes)")
+        if self.socket_group and "worker_mounts" not in self.policy.model_fields_set:
+            raise ValueError(
+                "socket_group lets others than root ask for sandboxes: set policy.worker_mounts to the folders that "
+                "they may have mounted, those of your DAG bundles"
+            )
+        self.containerd_config()
+        return self
+
+    def containerd_config(self) -> ContainerdConfig:
+        """The managed containerd's settings, complete."""
+        return ContainerdConfig(
+            **{"root": f"{self.state_dir}/containerd", "state": f"{self.run_dir}/containerd", **self.containerd}
+        )
+
+    def node_id(self) -> str:
+        """Which aircelld this is, for the engine's labels."""
+        return hashlib.sha256(str(Path(self.state_dir).resolve()).encode()).hexdigest()[:12]
+
+
+def load(path: Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The configuration in ``path``, or in the default file if there is one, under ``overrides``.
+
+    Raises InvalidSpec naming the file and the key.
+    """
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    try:
+        return Config.model_validate(_merged(_read(path) if path else {}, overrides))
+    except ValidationError as error:
+        raise InvalidSpec(
+            f"{path or 'the command line'}: {explain(error)}.",
+            hint="See docs/aircelld.example.yaml for every key.",
+        ) from error
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, anything else is replaced."""
+    both = {name: _merged(below[name], above[name]) for name in above if _mappings(above[name], below.get(name))}
+    return {**below, **above, **both}
+
+
+def _mappings(*values: object) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: each key with what is wrong with it."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in error.errors(include_url=False, include_input=False)
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    parse: Callable[[str], Any] = tomllib.loads if path.suffix == ".toml" else yaml.safe_load
+    try:
+        content = parse(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, tomllib.TOMLDecodeError) as error:
+        raise InvalidSpec(f"{path} cannot be read: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InvalidSpec(f"{path} holds no mapping.", hint="See docs/aircelld.example.yaml for every key.")
+    return content

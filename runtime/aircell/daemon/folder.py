@@ -1,0 +1,102 @@
+"""A sandbox's folder on the node's disk: ``<state_dir>/sandboxes/<id>/``. Only root may enter it.
+
+sandbox.json    the record
+run/            mounted read-only at /run/aircell: agent.py, agent.json, gate.sock, runner.py
+scratch/        mounted at /tmp
+shm/            mounted at /dev/shm, when the spec gives it a size
+log/            what the agent's container wrote
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+import aircell.agent
+from aircell.daemon.record import Record
+from aircell.errors import EngineError
+from aircell.spec import RUN_DIR, SCRATCH_DIR, Job, Mount, SandboxSpec
+
+SHM_DIR = "/dev/shm"  # noqa: S108 - the path inside the sandbox, private to it
+
+
+class Folder:
+    """One such folder, which may or may not exist."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = path / "run"
+        self.log = path / "log"
+        self.gate = self.run / "gate.sock"
+        self._scratch = path / "scratch"
+        self._shm = path / "shm"
+        self._record = path / "sandbox.json"
+
+    async def make(self, record: Record, job: Job) -> None:
+        """Makes everything but the gate. Raises OSError, and EngineError when a tmpfs cannot be mounted."""
+        self._fill(record, job)
+        resources = record.spec.resources
+        for path, size in ((self._scratch, resources.scratch), (self._shm, resources.shm)):
+            if size:
+                options = f"size={size},mode=1777,nosuid,nodev"
+                await _command("mount", "-t", "tmpfs", "-o", options, "aircell", str(path))
+
+    def mounts(self, spec: SandboxSpec) -> tuple[Mount, ...]:
+        """What of it the sandbox sees."""
+        run = Mount(source=str(self.run), target=RUN_DIR)
+        scratch = Mount(source=str(self._scratch), target=SCRATCH_DIR, read_only=False)
+        shm = Mount(source=str(self._shm), target=SHM_DIR, read_only=False)
+        return (run, scratch, shm) if spec.resources.shm else (run, scratch)
+
+    def save(self, record: Record) -> None:
+        """Writes the record, whole or not at all."""
+        new = self._record.with_suffix(".new")
+        new.write_text(record.model_dump_json())
+        new.replace(self._record)
+
+    def load(self) -> Record | None:
+        """The record, or None where there is none that can be read."""
+        try:
+            return Record.model_validate_json(self._record.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    async def remove(self) -> None:
+        """Unmounts and deletes. Idempotent. Raises EngineError when something still holds it."""
+        for mounted in self._mounted():
+            await _command("umount", str(mounted))
+        # rm, because shutil.rmtree recurses and a job may nest folders deeper than Python's stack.
+        await _command("rm", "-rf", "--one-file-system", "--", str(self.path))
+
+    def _mounted(self) -> list[Path]:
+        return [path for path in (self._scratch, self._shm) if path.is_mount()]
+
+    def _fill(self, record: Record, job: Job) -> None:
+        self.path.mkdir(mode=0o700)
+        self.save(record)
+        self.run.mkdir(mode=0o755)
+        self.log.mkdir(mode=0o700)
+        _write(self.run / "agent.py", Path(aircell.agent.__file__).read_text())
+        _write(self.run / "agent.json", json.dumps({"preload": record.spec.preload}))
+        if job.runner:
+            _write(self.run / "runner.py", job.runner)
+        for writable in (self._scratch, self._shm):
+            writable.mkdir()
+            writable.chmod(0o1777)  # any user may make files there, as in /tmp
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o644)
+
+
+async def _command(*argv: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise EngineError(f"`{' '.join(argv)}` failed: {output.decode(errors='replace').strip()}")

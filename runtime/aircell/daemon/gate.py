@@ -1,0 +1,117 @@
+"""The gate: the socket on which a sandbox's agent reports for its job. See ``docs/protocol.md``, part 2.
+
+What comes through it is the sandbox's word: bounded, checked, and never believed beyond that sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from aircell.daemon.concurrency import never
+from aircell.errors import AircellError, InvalidSpec, StartupFailed, UserError, from_wire
+from aircell.protocol import AsyncConnection
+from aircell.spec import Job
+from aircell.status import ExitStatus
+
+_MAX_TEXT = 8192
+_EXIT = TypeAdapter(ExitStatus)
+
+
+class Gate:
+    """Listens from the moment it is made, for one agent."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._connection: AsyncConnection | None = None
+        try:
+            self._listener.bind(str(path))
+            path.chmod(0o666)  # the sandbox's user must connect; on the node only root can reach the folder
+            self._listener.listen(1)
+        except BaseException:
+            self._listener.close()
+            raise
+
+    async def ready(self) -> None:
+        """Waits until the agent has connected and is ready.
+
+        Raises the agent's own error, or StartupFailed when it does not keep to the protocol. When the agent just
+        ends, this waits on: whoever watches the container knows better how it ended.
+        """
+        sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        self._connection = AsyncConnection(sock)
+        self._listener.close()
+        frame = await self._receive("connected", "failed")
+        if frame["type"] == "connected":
+            frame = await self._receive("ready", "failed")
+        if frame["type"] == "failed":
+            raise _reported(frame)
+
+    def peer_uid(self) -> int:
+        """The agent's uid on the node."""
+        return self._agent.peer_credentials()[1]
+
+    async def hand_over(self, job: Job, stop_grace: float, fds: Sequence[int]) -> None:
+        """Passes the job on; returns once the agent has it."""
+        message = {
+            "type": "job",
+            "kind": job.kind,
+            "argv": job.argv,
+            "args": job.args,
+            "env": job.env,
+            "stop_grace": stop_grace,
+        }
+        try:
+            await self._agent.send(message, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            await never()
+        await self._receive("started")
+
+    async def exit(self) -> ExitStatus:
+        """How the job ended, by the agent's report. Waits for ever when there is none."""
+        try:
+            frame = await self._receive("exited")
+            exit = _EXIT.validate_python(frame.get("exit"))
+        except (StartupFailed, ValidationError):
+            await never()
+        return dataclasses.replace(exit, reason=exit.reason[:_MAX_TEXT])
+
+    def close(self) -> None:
+        """Idempotent. An agent that has no job ends."""
+        self._listener.close()
+        if self._connection:
+            self._connection.close()
+
+    @property
+    def _agent(self) -> AsyncConnection:
+        if self._connection is None:
+            raise RuntimeError("no agent has connected to this gate")
+        return self._connection
+
+    async def _receive(self, *expected: str) -> dict[str, Any]:
+        try:
+            received = await self._agent.receive()
+        except InvalidSpec as error:
+            raise StartupFailed(f"the agent sent what is no message: {error.message}.") from error
+        if received is None:
+            await never()
+        frame, fds = received
+        for fd in fds:
+            os.close(fd)
+        if frame.get("type") not in expected:
+            raise StartupFailed(f"the agent sent {str(frame.get('type'))[:80]!r} instead of {' or '.join(expected)}.")
+        return frame
+
+
+def _reported(frame: Mapping[str, Any]) -> AircellError:
+    """The agent's error; it may blame the image, and nothing else."""
+    told = frame.get("error")
+    error = from_wire({key: str(text)[:_MAX_TEXT] for key, text in told.items()} if isinstance(told, dict) else {})
+    return error if isinstance(error, UserError) else StartupFailed(error.message, hint=error.hint, detail=error.detail)

@@ -1,0 +1,151 @@
+"""What aircelld knows about one sandbox: a record that outlives aircelld, and the live state around it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+from aircell.backends.base import LABEL_NODE, LABEL_PREFIX, LABEL_SANDBOX
+from aircell.daemon.owner import Owner
+from aircell.errors import AircellError
+from aircell.spec import LaunchRequest, Model, SandboxSpec
+from aircell.status import ExitStatus, State
+
+
+class Stopped(Exception):
+    """Somebody ended the launch before the job began; ``exit`` says how."""
+
+    def __init__(self, exit: ExitStatus) -> None:
+        super().__init__(exit.reason)
+        self.exit = exit
+
+
+class Record(Model):
+    """The part that is written to the sandbox's folder, so that the next aircelld can take over."""
+
+    id: str
+    backend: str
+    role: str
+    spec: SandboxSpec
+    """Without the values of its environment."""
+    labels: dict[str, str]
+    """As the engine has them."""
+    owner: Owner
+    created_at: float
+    """Seconds since the epoch."""
+    handed_over: bool = False
+    """The job's descriptors were sent, or may have been: the job is the agent's from here on."""
+
+    @classmethod
+    def of(cls, request: LaunchRequest, owner: Owner, node: str) -> Record:
+        """A new sandbox's record, with a new id."""
+        sandbox = f"{request.role}-{secrets.token_hex(6)}"
+        identity = {LABEL_PREFIX + name: value for name, value in request.labels.items()}
+        ours = {
+            LABEL_SANDBOX: sandbox,
+            LABEL_NODE: node,
+            LABEL_PREFIX + "role": request.role,
+            LABEL_PREFIX + "owner": str(owner.pid),
+        }
+        return cls(
+            id=sandbox,
+            backend=request.backend,
+            role=request.role,
+            spec=request.spec.model_copy(update={"env": dict.fromkeys(request.spec.env, "")}),
+            labels={**request.spec.labels, **identity, **ours},
+            owner=owner,
+            created_at=time.time(),
+        )
+
+
+class Sandbox:
+    """A record with its state, its events, and whoever waits for them. Belongs to one event loop."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.state = State.QUEUED
+        self.exit: ExitStatus | None = None
+        self.error: AircellError | None = None
+        self.log = ""
+        """The end of the agent's own output, kept when the sandbox is gone."""
+        self.events: list[dict[str, Any]] = []
+        self.changing = asyncio.Lock()
+        """Held while the engine stops or removes it: engines do badly with two such calls at once."""
+        self._news = asyncio.Event()
+        self._stop: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def ended(self) -> bool:
+        """No more events will come."""
+        return self.state in (State.EXITED, State.FAILED)
+
+    def publish(self, state: State, **facts: Any) -> None:
+        """Moves to ``state`` and tells the followers."""
+        self.state = state
+        self.events.append({"event": state.value, "at": time.time(), **facts})
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def exited(self, exit: ExitStatus) -> None:
+        """The end of one whose job ran, or that was stopped."""
+        self.exit = exit
+        self.publish(State.EXITED, exit=exit.to_wire())
+
+    def failed(self, error: AircellError) -> None:
+        """The end of one whose job never ran."""
+        error.sandbox = error.sandbox or self.id
+        self.error = error
+        self.publish(State.FAILED, error=error.to_wire())
+
+    async def follow(self) -> AsyncIterator[dict[str, Any]]:
+        """Every event from the first to the last, as they come."""
+        seen = 0
+        while True:
+            news = self._news
+            while seen < len(self.events):
+                yield self.events[seen]
+                seen += 1
+            if self.ended:
+                return
+            await news.wait()
+
+    async def end(self) -> None:
+        """Returns once it has ended."""
+        async for _ in self.follow():
+            pass
+
+    def ask_to_stop(self, exit: ExitStatus) -> None:
+        """Ends a launch whose job has not begun; without effect on any other."""
+        if not self._stop.done():
+            self._stop.set_result(exit)
+
+    async def stopped(self) -> NoReturn:
+        """Raises Stopped once :meth:`ask_to_stop` was called."""
+        raise Stopped(await asyncio.shield(self._stop))
+
+    def summary(self) -> dict[str, Any]:
+        """For ``ps``."""
+        record = self.record
+        return {
+            "id": record.id,
+            "state": self.state.value,
+            "backend": record.backend,
+            "role": record.role,
+            "image": record.spec.image,
+            "created_at": record.created_at,
+            "owner": record.owner.model_dump(mode="json"),
+            "labels": record.labels,
+            "exit": self.exit.to_wire() if self.exit else None,
+            "error": self.error.to_wire() if self.error else None,
+        }
+
+    def details(self) -> dict[str, Any]:
+        """For ``inspect``: no value of an environment variable, no credentials."""
+        return {**self.summary(), "spec": self.record.spec.model_dump(mode="json"), "events": self.events}

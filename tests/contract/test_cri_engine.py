@@ -1,0 +1,138 @@
+"""What is particular to CRI engines: restarts, foreign pods, what one version can do and another cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from aircell.backends.base import LABEL_SANDBOX, Backend
+from aircell.backends.cri.backend import CriBackend
+from aircell.backends.cri.translate import UNKNOWN_EXIT
+from aircell.daemon.containerd import ManagedContainerd
+from aircell.errors import UnsupportedSpec
+from aircell.status import ExitStatus
+from aircell_cri.v1 import api_pb2 as cri
+from tests.contract.engines import CONTAINERDS, RunningContainerd
+from tests.contract.harness import Harness, speaking_to
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.parametrize("engine", CONTAINERDS, indirect=True, ids=lambda each: each.name),
+]
+
+
+async def kill(managed: ManagedContainerd) -> None:
+    """Kills containerd, and waits for the next one to start."""
+    pid = managed.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(1000):
+        await asyncio.sleep(0.02)
+        if managed.pid not in (pid, None):
+            return
+    pytest.fail("containerd was not started again")
+
+
+async def test_a_sandbox_outlives_the_engine(harness: Harness, engine: RunningContainerd) -> None:
+    """Whoever waits hears of its end all the same, be it from before the restart, after it, or from another process."""
+    managed = engine.managed
+    sandbox = await harness.start("import time; time.sleep(3); print('done'); exit(5)")
+    before = asyncio.create_task(harness.backend.wait(sandbox))
+    await asyncio.sleep(0.2)
+    await kill(managed)
+    another = CriBackend({"socket": str(managed.socket)})
+    try:
+        after = asyncio.create_task(another.wait(sandbox))
+        assert await before == ExitStatus(code=5)
+        assert await after == ExitStatus(code=5)
+        assert await another.log_tail(sandbox) == "done\n"
+    finally:
+        await another.close()
+
+
+async def test_the_end_while_the_engine_is_away(harness: Harness, engine: RunningContainerd) -> None:
+    managed = engine.managed
+    sandbox = await harness.start("import time; time.sleep(0.7); exit(6)")
+    waiting = asyncio.create_task(harness.backend.wait(sandbox))
+    await asyncio.sleep(0.1)
+    assert managed.pid is not None
+    os.kill(managed.pid, signal.SIGSTOP)
+    await asyncio.sleep(1)
+    os.kill(managed.pid, signal.SIGKILL)
+    told = ExitStatus(code=6) if engine.kind.major == "1.6." else ExitStatus(reason=UNKNOWN_EXIT)
+    assert await waiting == told
+
+
+async def test_wait_where_processes_cannot_be_seen(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in another PID namespace, where the engine's pid means nothing."""
+
+    def no_such_process(pid: int, flags: int = 0) -> int:
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", no_such_process)
+    assert (await harness.run("import time; time.sleep(0.3); exit(8)")).exit == ExitStatus(code=8)
+
+
+async def test_a_pod_without_a_container_is_listed_and_removed(harness: Harness, engine: RunningContainerd) -> None:
+    """What a crash of aircelld between the two calls leaves behind."""
+    plan = harness.plan("")
+    await harness.backend.create(plan)
+    async with speaking_to(engine.managed) as client:
+        [container] = (await client.runtime.ListContainers(cri.ListContainersRequest())).containers
+        await client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container.id))
+    [info] = await harness.backend.sandboxes({LABEL_SANDBOX: plan.id})
+    assert (info.id, info.running, info.exit) == (plan.id, False, None)
+    await harness.backend.remove(plan.id)
+    assert await harness.backend.sandboxes({}) == []
+
+
+async def test_no_control_group_is_left(harness: Harness) -> None:
+    sandbox = await harness.start(["sleep", "60"])
+    assert groups(sandbox)
+    await harness.backend.remove(sandbox)
+    assert groups(sandbox) == []
+
+
+def groups(sandbox: str) -> list[Path]:
+    return list(Path("/sys/fs/cgroup").glob(f"*/aircell/{sandbox}"))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def kubelets_pod(engine: RunningContainerd) -> AsyncIterator[None]:
+    """A pod sandbox as a kubelet makes one."""
+    async with speaking_to(engine.managed) as client:
+        config = cri.PodSandboxConfig(
+            metadata=cri.PodSandboxMetadata(name="coredns", uid="u", namespace="kube-system"),
+            labels={"io.kubernetes.pod.uid": "u"},
+        )
+        config.linux.security_context.namespace_options.network = cri.NODE
+        pod = (await client.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config))).pod_sandbox_id
+        yield
+        await client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod))
+        await client.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+@pytest.mark.usefixtures("kubelets_pod")
+async def test_a_kubelet_is_recognised(backend: Backend) -> None:
+    assert await backend.foreign_owner() == "a kubelet (it has the pod kube-system/coredns here)"
+    assert await backend.sandboxes({}) == [], "another's pods are not ours"
+
+
+async def test_info(backend: Backend, engine: RunningContainerd) -> None:
+    info = await backend.info()
+    assert (info.name, info.api_version) == ("containerd", "v1")
+    assert info.version.startswith(engine.kind.major)
+    assert {"runc", "runc-none"} <= set(info.runtime_handlers)
+
+
+async def test_a_device_that_the_node_does_not_have(harness: Harness, engine: RunningContainerd) -> None:
+    plan = harness.plan("", devices=("aircell.test/device=none",))
+    with pytest.raises(UnsupportedSpec, match="devices"):
+        await harness.backend.create(plan)
+    assert await harness.backend.sandboxes({}) == []

@@ -1,0 +1,61 @@
+"""What is particular to Docker: restarts, and images and containers of others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aircell.backends.base import Backend
+from aircell.errors import UnsupportedSpec
+from aircell.spec import SandboxSpec
+from aircell.status import ExitStatus
+from tests.contract.engines import DOCKERS, RunningDocker
+from tests.contract.harness import IMAGE, Harness
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.parametrize("engine", DOCKERS, indirect=True, ids=lambda each: each.name),
+]
+
+
+async def test_a_sandbox_outlives_the_engine(harness: Harness, engine: RunningDocker) -> None:
+    """With ``live-restore``; whoever waits hears of its end all the same."""
+    sandbox = await harness.start("import time; time.sleep(4); print('done'); exit(5)")
+    waiting = asyncio.create_task(harness.backend.wait(sandbox))
+    await asyncio.sleep(0.2)
+    engine.dockerd.kill()
+    await asyncio.to_thread(engine.dockerd.start_process)
+    another = engine.new_backend()
+    try:
+        assert await another.wait(sandbox) == ExitStatus(code=5)
+        assert await waiting == ExitStatus(code=5)
+        assert await another.log_tail(sandbox) == "done\n"
+    finally:
+        await another.close()
+
+
+async def test_info(backend: Backend) -> None:
+    info = await backend.info()
+    assert (info.name, info.version[:6], info.api_version) == ("docker", "20.10.", "1.41")
+    assert "runc" in info.runtime_handlers
+
+
+async def test_the_beginning_of_an_id_is_not_a_name(harness: Harness, backend: Backend) -> None:
+    image = harness.image.id.removeprefix("sha256:")
+    assert await backend.image(image[:12]) is None
+    assert await backend.image(harness.image.id) is not None
+    sandbox = await harness.start(["sleep", "60"])
+    [info] = await backend.sandboxes({})
+    await backend.remove(info.engine_id[:12])
+    assert [each.id for each in await backend.sandboxes({})] == [sandbox]
+
+
+async def test_a_network_that_is_not_there(engine: RunningDocker) -> None:
+    backend = type(engine.new_backend())({"host": engine.dockerd.host, "pod_network": "no-such"})
+    try:
+        with pytest.raises(UnsupportedSpec, match="no-such"):
+            await backend.check(SandboxSpec(image=IMAGE, network="pod"))
+        await backend.check(SandboxSpec(image=IMAGE))
+    finally:
+        await backend.close()

@@ -1,0 +1,193 @@
+"""The life of a sandbox: start, end, wait, stop, remove, and what each says when things are not as expected."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from aircell.backends.base import Backend
+from aircell.errors import AircellError, EngineError, NotFound, StartupFailed
+from aircell.spec import Mount
+from aircell.status import ExitStatus
+from tests.contract.harness import Harness
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SLEEP = (
+    "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(7)); print('up', flush=True); time.sleep(99)"
+)
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
+
+
+async def is_up(harness: Harness, sandbox: str) -> None:
+    end = time.monotonic() + 20
+    while "up" not in await harness.backend.log_tail(sandbox):
+        assert time.monotonic() < end, "the program never came up"
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("code", [0, 1, 77, 126, 127, 255])
+async def test_exit_code(harness: Harness, code: int) -> None:
+    outcome = await harness.run(["sh", "-c", f"exit {code}"])
+    assert outcome.exit == ExitStatus(code=code)
+
+
+async def test_death_by_a_signal(harness: Harness) -> None:
+    outcome = await harness.run("import ctypes; ctypes.string_at(1)")
+    assert outcome.exit == ExitStatus(signal=signal.SIGSEGV)
+
+
+async def test_stop_lets_the_program_end_by_itself(harness: Harness) -> None:
+    sandbox = await harness.start(SLEEP)
+    await is_up(harness, sandbox)
+    before = time.monotonic()
+    await harness.backend.stop(sandbox, 20)
+    assert time.monotonic() - before < 10
+    assert await harness.backend.wait(sandbox) == ExitStatus(code=7)
+
+
+@pytest.mark.field("stop_grace")
+async def test_stop_kills_after_the_grace(harness: Harness) -> None:
+    sandbox = await harness.start(STUBBORN)
+    await is_up(harness, sandbox)
+    before = time.monotonic()
+    await harness.backend.stop(sandbox, 1)
+    assert 0.9 < time.monotonic() - before < 10
+    assert await harness.backend.wait(sandbox) == ExitStatus(signal=signal.SIGKILL)
+
+
+async def test_stop_without_grace_kills_at_once(harness: Harness) -> None:
+    sandbox = await harness.start(STUBBORN)
+    before = time.monotonic()
+    await harness.backend.stop(sandbox, 0)
+    assert time.monotonic() - before < 5
+    assert await harness.backend.wait(sandbox) == ExitStatus(signal=signal.SIGKILL)
+
+
+async def test_wait_sees_the_end_at_once(harness: Harness) -> None:
+    sandbox = await harness.start(SLEEP)
+    await is_up(harness, sandbox)
+    waiting = asyncio.create_task(harness.backend.wait(sandbox))
+    await asyncio.sleep(0.3)
+    await harness.backend.stop(sandbox, 5)
+    assert await asyncio.wait_for(waiting, 0.5) == ExitStatus(code=7)
+
+
+async def test_cancelling_a_wait_disturbs_nothing(harness: Harness) -> None:
+    sandbox = await harness.start(SLEEP)
+    await is_up(harness, sandbox)
+    waiting = asyncio.create_task(harness.backend.wait(sandbox))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    [info] = await harness.backend.sandboxes({})
+    assert info.running
+
+
+async def test_stop_and_remove_may_be_repeated(harness: Harness) -> None:
+    sandbox = await harness.start(SLEEP)
+    for _ in range(2):
+        await harness.backend.stop(sandbox, 0)
+    for _ in range(2):
+        await harness.backend.remove(sandbox)
+    assert await harness.backend.sandboxes({}) == []
+
+
+async def test_remove_as_soon_as_the_end_is_seen_while_stop_is_still_at_work(harness: Harness) -> None:
+    for _ in range(3):
+        sandbox = await harness.start(SLEEP)
+        stopping = asyncio.create_task(harness.backend.stop(sandbox, 5))
+        await harness.backend.wait(sandbox)
+        await asyncio.gather(stopping, harness.backend.remove(sandbox))
+    assert await harness.backend.sandboxes({}) == []
+
+
+async def test_remove_ends_what_runs(harness: Harness) -> None:
+    sandbox = await harness.start(STUBBORN)
+    await harness.backend.remove(sandbox)
+    assert await harness.backend.sandboxes({}) == []
+
+
+async def test_an_unknown_sandbox(backend: Backend) -> None:
+    await backend.stop("no-such-sandbox", 1)
+    await backend.remove("no-such-sandbox")
+    for call in (backend.wait, backend.start, backend.log_tail):
+        with pytest.raises(NotFound, match="no-such-sandbox"):
+            await call("no-such-sandbox")
+
+
+async def test_one_id_makes_one_sandbox(harness: Harness) -> None:
+    plan = harness.plan(SLEEP)
+    await harness.backend.create(plan)
+    with pytest.raises(EngineError):
+        await harness.backend.create(plan)
+    assert [info.id for info in await harness.backend.sandboxes({})] == [plan.id]
+
+
+async def test_a_container_that_cannot_be_made_leaves_nothing(harness: Harness) -> None:
+    plan = harness.plan(SLEEP)
+    plan = dataclasses.replace(plan, image=dataclasses.replace(plan.image, id="sha256:" + "0" * 64))
+    with pytest.raises(AircellError):
+        await harness.backend.create(plan)
+    assert await harness.backend.sandboxes({}) == []
+
+
+async def test_an_interpreter_that_is_not_there(harness: Harness) -> None:
+    plan = harness.plan(["no-such-python", "-V"])
+    await harness.backend.create(plan)
+    with pytest.raises(StartupFailed, match=rf"{plan.id}.*not in the image.*`python`"):
+        await harness.backend.start(plan.id)
+
+
+@pytest.mark.parametrize("content", ["\x7fELF but no more", "#!/no/such/interpreter\n"])
+async def test_an_interpreter_that_cannot_run(harness: Harness, tmp_path: Path, content: str) -> None:
+    program = tmp_path / "program"
+    program.write_text(content)
+    program.chmod(0o755)
+    mount = Mount(source=str(program), target="/mnt/python")
+    outcome = await harness.run(["/mnt/python"], mounts=[mount])
+    assert outcome.exit == ExitStatus(code=1)
+    assert "exec" in outcome.log
+    assert "/mnt/python" in outcome.log
+
+
+async def test_log_tail(harness: Harness) -> None:
+    sandbox = await harness.start("print('ä' * 50_000); print('last')")
+    await harness.backend.wait(sandbox)
+    assert await harness.backend.log_tail(sandbox, 10**6) == "ä" * 50_000 + "\nlast\n"
+    assert await harness.backend.log_tail(sandbox, 8) == "ä\nlast\n"
+
+
+@pytest.mark.field("labels")
+async def test_labels(harness: Harness) -> None:
+    labels = {"aircell.dev/dag": "ärger", "team": "a/b c"}
+    sandbox = await harness.start(SLEEP, labels=labels)
+    await harness.start(SLEEP)
+    [info] = await harness.backend.sandboxes({"aircell.dev/dag": "ärger"})
+    assert (info.id, info.running, info.exit) == (sandbox, True, None)
+    assert info.labels.items() >= {"aircell.dev/sandbox": sandbox, **labels}.items(), "the image may have some, too"
+    assert abs(info.created_at - time.time()) < 60
+
+
+@pytest.mark.field("annotations")
+async def test_annotations(harness: Harness) -> None:
+    await harness.start(SLEEP, annotations={"note": "x" * 1000})
+    [info] = await harness.backend.sandboxes({})
+    assert dict(info.annotations) == {"note": "x" * 1000}
+
+
+async def test_a_sandbox_that_ended_is_still_listed(harness: Harness) -> None:
+    sandbox = await harness.start(["sh", "-c", "exit 3"])
+    await harness.backend.wait(sandbox)
+    [info] = await harness.backend.sandboxes({})
+    assert (info.running, info.exit) == (False, ExitStatus(code=3))
+
+
+async def test_nobody_else_owns_the_engine(backend: Backend) -> None:
+    assert await backend.foreign_owner() is None

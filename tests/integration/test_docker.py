@@ -1,0 +1,102 @@
+"""Launches through a real aircelld whose one engine is a real dockerd."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aircell.errors import InvalidSpec, StartupFailed, UnsupportedSpec
+from aircell.status import ExitStatus
+from tests.support.docker_node import DockerNode
+from tests.support.images import reference
+from tests.support.jobs import Worker, events, request, text
+
+AIRCELL = str(Path(sys.executable).with_name("aircell"))
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[DockerNode]:
+    node = DockerNode()
+    node.config["policy"] = {"annotations": ["note"]}
+    try:
+        node.start()
+        node.load("base")
+        yield node
+    finally:
+        node.close()
+
+
+def test_a_command_from_the_shell(node: DockerNode) -> None:
+    argv = [AIRCELL, "run", "--socket", node.socket, "--backend", "docker", "--image", reference("base")]
+    program = "cat; id -u; echo oops >&2; exit 7"
+    done = subprocess.run(
+        [*argv, "--", "sh", "-c", program], input="in\n", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (7, "in\n50000\n")
+    assert "oops" in done.stderr
+
+
+def test_the_events_and_the_end(node: DockerNode) -> None:
+    with node.launch("sh", "-c", "exit 3") as sandbox:
+        came = events(sandbox)
+    assert [event["event"] for event in came] == ["queued", "creating", "starting", "running", "exited"]
+    assert came[-1]["exit"] == ExitStatus(code=3).to_wire()
+
+
+def test_kill(node: DockerNode) -> None:
+    with node.launch("sleep", "60") as sandbox:
+        node.wait_state(sandbox.id, "running")
+        sandbox.signal(signal.SIGKILL)
+        assert sandbox.wait(20).signal == signal.SIGKILL
+
+
+def test_stop(node: DockerNode) -> None:
+    with node.launch("sleep", "60") as sandbox:
+        node.wait_state(sandbox.id, "running")
+        node.answer("stop", sandbox=sandbox.id, grace=5)
+        assert sandbox.wait(20).signal == signal.SIGTERM
+
+
+def test_a_bounded_scratch_and_shm(node: DockerNode) -> None:
+    limits = {"scratch": "8Mi", "shm": "4Mi"}
+    with node.launch("df", "--block-size=1M", "--output=size", "/tmp", "/dev/shm", resources=limits) as sandbox:
+        assert text(sandbox.stdout).split()[1:] == ["8", "4"]
+        assert sandbox.wait(20) == ExitStatus(code=0)
+
+
+def test_a_job_outlives_aircelld_and_is_adopted(node: DockerNode) -> None:
+    with node.launch("sh", "-c", "read line; exit 5") as sandbox:
+        node.wait_state(sandbox.id, "running")
+        node.restart()
+        assert [(each["id"], each["state"]) for each in node.ps()] == [(sandbox.id, "running")]
+        sandbox.requests.sendall(b"go\n")
+        assert sandbox.wait(20) == ExitStatus(code=5)
+
+
+def test_a_worker_that_dies_takes_its_job_with_it(node: DockerNode) -> None:
+    worker = Worker(node.socket, {**request("sleep", "600"), "backend": "docker"})
+    node.wait_state(worker.sandbox, "running")
+    worker.kill()
+    node.clean(20)
+
+
+def test_an_image_without_the_interpreter(node: DockerNode) -> None:
+    assert "not in the image" in node.failure(StartupFailed, python="no-such-python").message
+
+
+def test_what_docker_cannot_enforce_is_refused(node: DockerNode) -> None:
+    assert "API 1.43" in node.failure(UnsupportedSpec, annotations={"note": "x"}).message
+
+
+def test_another_backend_is_not_there(node: DockerNode) -> None:
+    with pytest.raises(InvalidSpec, match="no backend 'cri'; it has: docker"):
+        node.client.launch(request("true"))
+
+
+def test_nothing_is_left(node: DockerNode) -> None:
+    node.clean()

@@ -1,0 +1,99 @@
+"""A dockerd of the tests' own: its own containerd, folders and bridge, and nothing of it stays."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+
+from images.docker_archive import docker_archive
+from tests.support.images import reference
+
+START_SECONDS = 30.0
+
+
+class Dockerd:
+    """Runs below ``root``, a folder with a short name."""
+
+    def __init__(self, root: Path, *, bridge: str, address: str) -> None:
+        """``bridge`` is made with ``address``, such as ``10.1.2.1/24``, and removed again."""
+        self.root = root
+        self.socket = str(root / "docker.sock")
+        self.log = root / "dockerd.log"
+        self.bridge = bridge
+        self._address = address
+        self._process: subprocess.Popen[bytes] | None = None
+        self._api = httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), base_url="http://docker", timeout=60)
+
+    @property
+    def host(self) -> str:
+        return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        run("ip", "link", "add", self.bridge, "type", "bridge")
+        run("ip", "address", "add", self._address, "dev", self.bridge)
+        run("ip", "link", "set", self.bridge, "up")
+        self.start_process()
+
+    def start_process(self) -> None:
+        """The daemon alone, as after its crash."""
+        argv = ["dockerd", "--host", self.host, "--live-restore"]
+        argv += ["--data-root", f"{self.root}/root", "--exec-root", f"{self.root}/exec"]
+        argv += ["--pidfile", f"{self.root}/dockerd.pid"]
+        argv += ["--bridge", self.bridge, "--iptables=false", "--ip6tables=false"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "TERM", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            assert self._process.poll() is None, f"dockerd ended:\n{self.log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"dockerd does not answer:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As its crash. Its containerd goes with it, which the next dockerd would take for one that still runs."""
+        assert self._process is not None
+        containerd = Path("/proc") / (self.root / "exec/containerd/containerd.pid").read_text()
+        self._process.kill()
+        self._process.wait()
+        deadline = time.monotonic() + START_SECONDS
+        while containerd.exists():
+            assert time.monotonic() < deadline, "containerd does not end with dockerd"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Removes what containers there are: this dockerd would leave them running."""
+        if self._process is not None and self._process.poll() is None:
+            for container in self.containers():
+                self._api.delete(f"/containers/{container}", params={"force": True}).raise_for_status()
+            self._process.terminate()
+            self._process.wait(60)
+        run("ip", "link", "delete", self.bridge)
+
+    def load(self, image: str) -> None:
+        """Loads one of ``images.build.IMAGES``."""
+        with docker_archive(image).open("rb") as file:
+            answer = self._api.post("/images/load", content=file, timeout=300)
+        assert answer.is_success, answer.text
+        assert reference(image) in answer.text
+
+    def containers(self) -> list[str]:
+        """The id of every container, whatever its state."""
+        answer = self._api.get("/containers/json", params={"all": True}).raise_for_status()
+        return [container["Id"] for container in answer.json()]
+
+    def _answers(self) -> bool:
+        try:
+            return self._api.get("/_ping").is_success
+        except httpx.TransportError:
+            return False
+
+
+def run(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv} failed: {done.stderr}"
+    return done.stdout
