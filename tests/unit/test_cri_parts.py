@@ -129,6 +129,10 @@ def test_a_process_that_has_ended() -> None:
     assert ContainerProcess.open(pid, "", Path("/sys/fs/cgroup")) is None
 
 
+def test_an_engine_that_names_no_process() -> None:
+    assert ContainerProcess.open(0, "", Path("/sys/fs/cgroup")) is None
+
+
 # --- Progress ---
 
 

@@ -20,11 +20,14 @@ class ContainerProcess:
     def open(cls, pid: int, container: str, cgroup_root: Path) -> ContainerProcess | None:
         """None when the process has ended, or cannot be seen from here (another PID namespace).
 
+        So it is for 0, which containerd 2 names for a container that it still calls running while its process ends.
         A number may have gone to another process meanwhile: this one's control groups bear the container's id.
         """
+        if pid == 0:
+            return None
         try:
             pidfd = os.pidfd_open(pid)
-        except (ProcessLookupError, ValueError):
+        except ProcessLookupError:
             return None
         try:
             groups = Path(f"/proc/{pid}/cgroup").read_text()
