@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,7 +12,7 @@ from airflow.sdk.execution_time.callback_supervisor import CallbackSubprocess
 from airflow.sdk.execution_time.callback_supervisor import log as supervisor_log
 
 from aircell.errors import AircellError
-from aircell_airflow import guarded, plan, worker_secrets
+from aircell_airflow import plan, worker_secrets
 from aircell_airflow.launch_log import LaunchLog
 from aircell_airflow.refusal import TaskRefused
 from aircell_airflow.sandboxed import SandboxedProcess, SandboxTracker, launch
@@ -61,19 +59,7 @@ class SandboxedCallback(SandboxedProcess, CallbackSubprocess):
         except AircellError as error:
             LaunchLog(logger).failed(error)
             raise
-        self = cls(
-            id=UUID(str(id)),
-            pid=process.pid,
-            stdin=process.sandbox.requests,
-            process=process,
-            client=client,
-            process_log=logger,
-            start_time=time.monotonic(),
-            **kwargs,
-        )
-        self._watch_sandbox()
-        self._guard_readers(supervisor_log, functools.partial(guarded.lines, allowance=guarded.MAX_LINE))
-        return self
+        return cls.supervise(process, supervisor_log, id=UUID(str(id)), client=client, process_log=logger, **kwargs)
 
     def wait(self) -> int:
         with self.sandbox:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import selectors
 import signal
-import time
 from collections.abc import Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
@@ -124,18 +123,7 @@ class SandboxedActivity(SandboxedProcess, ActivitySubprocess):
         **kwargs: Any,
     ) -> Self:
         """Supervises ``process`` and tells the API server at once that the task runs, so that heartbeats count."""
-        self = cls(
-            id=what.id,
-            pid=process.pid,
-            stdin=process.sandbox.requests,
-            process=process,
-            client=client,
-            process_log=logger,
-            start_time=time.monotonic(),
-            **kwargs,
-        )
-        self._watch_sandbox()
-        self._guard_readers(supervisor_log, functools.partial(guarded.lines, allowance=guarded.MAX_LINE))
+        self = cls.supervise(process, supervisor_log, id=what.id, client=client, process_log=logger, **kwargs)
         self._on_child_started(
             ti=what, dag_rel_path=dag_rel_path, bundle_info=bundle_info, sentry_integration=sentry_integration
         )

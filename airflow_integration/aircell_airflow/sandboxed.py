@@ -14,6 +14,7 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from airflow.sdk.execution_time.comms import ErrorResponse
     from pydantic import BaseModel
     from structlog.typing import FilteringBoundLogger
+    from typing_extensions import Self
 
     _Base = WatchedSubprocess
 else:
@@ -152,6 +154,19 @@ class SandboxedProcess(_Base):
 
     __slots__ = ()
     _process: SandboxTracker
+
+    @classmethod
+    def supervise(cls, process: SandboxTracker, log: FilteringBoundLogger, **fields: Any) -> Self:
+        """The supervisor of a sandbox that was launched, with its channels watched and bounded.
+
+        ``log`` is where the supervisor writes of requests; ``fields`` are what the class itself wants.
+        """
+        self = cls(
+            pid=process.pid, stdin=process.sandbox.requests, process=process, start_time=time.monotonic(), **fields
+        )
+        self._watch_sandbox()
+        self._guard_readers(log, functools.partial(guarded.lines, allowance=guarded.MAX_LINE))
+        return self
 
     @property
     def sandbox(self) -> Sandbox:

@@ -81,6 +81,9 @@ def _section(section: str, options: tuple[Option, ...]) -> dict[str, Said]:
         if name not in known:
             hint = f"Options of this section: {', '.join(sorted(known))}."
             raise InvalidSpec(f"{said.source}: unknown option.", hint=hint)
+        if name in FLAG.values() and not said.value:  # not its default, which would mean: run it on the worker
+            hint = f"Say `{PROCESS}`, or name a backend, such as `cri` or `docker`."
+            raise InvalidSpec(f"{said.source}: is empty, so nobody knows where this is to run.", hint=hint)
     defaults = {
         option.name: Said(option.default, f"default of [{section}] {option.name}")
         for option in options

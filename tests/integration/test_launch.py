@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,22 @@ def test_a_runner_that_finds_the_image_wanting_says_so_itself(node: Node) -> Non
     with node.client.launch(wanted) as sandbox, pytest.raises(IncompatibleImage) as caught:
         sandbox.wait(30)
     assert (caught.value.message, caught.value.hint) == ("no moon here", "bring one")
+
+
+@pytest.mark.parametrize(
+    ("image", "theirs"),
+    [("task-old", "Airflow 3.1.8"), ("old-python", "Python 3.7"), ("base", "no apache-airflow-core")],
+)
+def test_an_image_that_cannot_run_tasks_is_refused_within_a_second_of_its_start(
+    node: Node, image: str, theirs: str
+) -> None:
+    node.load(image)
+    wanted = request("true", image=image)
+    wanted["job"] = {"kind": "runner", "runner": files("aircell_airflow").joinpath("runner.py").read_text()}
+    with node.client.launch(wanted) as sandbox:
+        came = {event["event"]: event for event in events(sandbox)}
+    assert theirs in came["failed"]["error"]["message"]
+    assert came["failed"]["at"] - came["starting"]["at"] < 1.0
 
 
 def test_a_runner_gets_its_arguments_environment_and_streams(node: Node) -> None:

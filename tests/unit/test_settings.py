@@ -141,6 +141,7 @@ def test_an_empty_option_is_an_unset_one(write: Write, tmp_path: Path) -> None:
         ("sandbox_runtime", "image", "%(x)s", "[sandbox_runtime] image: Bad value substitution"),
         ("sandbox_environment", "a b", "x", "[sandbox_environment] a b: env: 'A B' is not the name"),
         ("sandbox_runtime", "volume_mount_yaml", "/nowhere", "[sandbox_runtime] volume_mount_yaml: there is no file"),
+        ("sandbox_runtime", "task_execution_runtime", "", "[sandbox_runtime] task_execution_runtime: is empty"),
     ],
 )
 def test_a_wrong_option_is_refused_with_section_and_key(
