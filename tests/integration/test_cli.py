@@ -264,6 +264,7 @@ def test_doctor_finds_this_node_well(aircell: Aircell) -> None:
     assert found["engine of cri"]["found"].startswith("containerd ")
     assert found["kubelet on cri"]["result"] == "ok"
     assert found[f"python in {BASE}"]["found"].startswith("3.")
+    assert found[f"bytecode in {BASE}"]["result"] == "ok"
 
 
 def test_doctor_without_python_in_the_image(aircell: Aircell) -> None:

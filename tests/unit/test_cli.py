@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +215,24 @@ def test_programs(tmp_path: Path) -> None:
     assert (containerd.result, containerd.found) == ("warning", "not on PATH")
     assert "apt-get install containerd" in containerd.fix
     assert runtime == Check("runc or crun", "ok", str(tmp_path / "crun"))
+
+
+@pytest.mark.parametrize(("modules", "compiled", "result"), [(0, 0, "ok"), (100, 90, "ok"), (100, 89, "warning")])
+def test_packages_without_bytecode(modules: int, compiled: int, result: str) -> None:
+    check = checks.bytecode("image:1", "python3.11", modules, compiled)
+    assert (check.name, check.result) == ("bytecode in image:1", result)
+    assert bool(check.fix) == (result != "ok")
+
+
+def test_bytecode_is_counted_where_the_interpreter_looks_for_it(tmp_path: Path) -> None:
+    python = [sys.executable, "-X", f"pycache_prefix={tmp_path}"]
+
+    def compiled() -> int:
+        done = subprocess.run([*python, "-c", checks.ASK_PYTHON], capture_output=True, text=True, check=True)
+        _, modules, compiled = done.stdout.splitlines()
+        assert int(modules) > 0
+        return int(compiled)
+
+    assert compiled() == 0
+    subprocess.run([*python, "-m", "compileall", "-q", pytest.__file__], check=True)
+    assert compiled() == 1

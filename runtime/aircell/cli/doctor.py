@@ -42,7 +42,7 @@ def _checks(client: Client, image: str | None, python: str, backend: str) -> Ite
     yield from checks.programs()
     yield checks.cni()
     if image is not None:
-        yield checks.python(client, image, python, backend)
+        yield from checks.python(client, image, python, backend)
 
 
 def _print(found: list[Check]) -> None:
