@@ -23,6 +23,11 @@ test *args:
     @scripts/setup tests
     {{ python }} -m pytest "$@"
 
+# Hundreds of sandboxes on each engine, of which nothing may be left: five minutes. Takes pytest's options.
+test-engines *args:
+    @scripts/setup tests
+    {{ python }} -m pytest tests/contract -m engines "$@"
+
 # Write the table of docs/backends.md, which backend enforces what, from the outcomes of the contract tests.
 backends-table:
     @scripts/setup tests

@@ -16,6 +16,7 @@ from aircell.backends.docker.backend import DockerBackend
 from aircell.daemon.containerd import ManagedContainerd
 from aircell.daemon.containerd_config import ContainerdConfig
 from images.build import cache_dir
+from tests.contract.footprint import Footprint, descriptors, footprint
 from tests.support.dockerd import Dockerd
 from tests.support.images import archive
 
@@ -36,6 +37,12 @@ class Running(Protocol):
     def allow_plain_http(self, host: str) -> None:
         """Tells the engine that a registry has no certificate."""
 
+    def footprint(self, cgroup_parent: str) -> Footprint:
+        """All that there is of the engine and, below that control group, of its sandboxes."""
+
+    def descriptors(self) -> int:
+        """How many are open in the engine's processes and in this one."""
+
 
 class Engine(Protocol):
     """A real engine that the tests start. Another backend joins by one more of these in ENGINES."""
@@ -51,6 +58,7 @@ class Engine(Protocol):
 class RunningContainerd:
     kind: Containerd
     managed: ManagedContainerd
+    folder: Path
     gateway: str = "10.213.77.1"
 
     @property
@@ -64,6 +72,12 @@ class RunningContainerd:
         folder = Path(self.managed.config.registry_hosts) / host
         folder.mkdir(parents=True)
         (folder / "hosts.toml").write_text(f'server = "http://{host}"\n')
+
+    def footprint(self, cgroup_parent: str) -> Footprint:
+        return footprint(self.folder, self.managed.config.bridge, cgroup_parent)
+
+    def descriptors(self) -> int:
+        return descriptors(self.folder)
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class Containerd:
             await managed.start()
             try:
                 await managed.load_image(archive("base"))
-                yield RunningContainerd(self, managed)
+                yield RunningContainerd(self, managed, folder)
             finally:
                 await managed.stop()
 
@@ -108,6 +122,13 @@ class RunningDocker:
 
     def allow_plain_http(self, host: str) -> None:
         """Nothing to do: Docker tries plain HTTP on the loopback interface by itself."""
+
+    def footprint(self, cgroup_parent: str) -> Footprint:
+        names = self.dockerd.root / "exec/netns"  # cleared once a minute; the namespaces themselves are mounts
+        return footprint(self.dockerd.root, self.dockerd.bridge, cgroup_parent, but=names)
+
+    def descriptors(self) -> int:
+        return descriptors(self.dockerd.root)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,21 @@ async def test_a_pod_without_a_container_is_listed_and_removed(harness: Harness,
     assert await harness.backend.sandboxes({}) == []
 
 
+async def test_labels_and_annotations_are_the_engines_own(harness: Harness, engine: RunningContainerd) -> None:
+    """What ``crictl pods --label`` and ``crictl inspectp`` ask, and ``crictl ps`` and ``inspect`` of the container."""
+    labels, annotations = {"aircell.dev/dag": "ärger", "team": "a/b"}, {"note": "grüße"}
+    sandbox = await harness.start(["sleep", "60"], labels=labels, annotations=annotations)
+    async with speaking_to(engine.managed) as client:
+        wanted = {"aircell.dev/dag": "ärger"}
+        pods = cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(label_selector=wanted))
+        containers = cri.ListContainersRequest(filter=cri.ContainerFilter(label_selector=wanted))
+        [pod] = (await client.runtime.ListPodSandbox(pods)).items
+        [container] = (await client.runtime.ListContainers(containers)).containers
+    for each in (pod, container):
+        assert each.labels == {**labels, LABEL_SANDBOX: sandbox}
+        assert each.annotations.items() >= annotations.items()
+
+
 async def test_no_control_group_is_left(harness: Harness) -> None:
     sandbox = await harness.start(["sleep", "60"])
     assert groups(sandbox)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aircell.backends.base import Backend
+from aircell.backends.base import LABEL_SANDBOX, Backend
 from aircell.errors import UnsupportedSpec
 from aircell.spec import SandboxSpec
 from aircell.status import ExitStatus
@@ -39,6 +39,14 @@ async def test_info(backend: Backend) -> None:
     info = await backend.info()
     assert (info.name, info.version[:6], info.api_version) == ("docker", "20.10.", "1.41")
     assert "runc" in info.runtime_handlers
+
+
+async def test_labels_are_the_engines_own(harness: Harness, engine: RunningDocker) -> None:
+    """As ``docker inspect`` shows them."""
+    labels = {"aircell.dev/dag": "ärger", "team": "a/b"}
+    sandbox = await harness.start(["sleep", "60"], labels=labels)
+    [container] = engine.dockerd.containers()
+    assert engine.dockerd.inspect(container)["Config"]["Labels"].items() >= {**labels, LABEL_SANDBOX: sandbox}.items()
 
 
 async def test_the_beginning_of_an_id_is_not_a_name(harness: Harness, backend: Backend) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import socket
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -237,6 +239,40 @@ async def test_dns(harness: Harness) -> None:
     dns = Dns(servers=("192.0.2.53",), searches=("example.test",), options=("ndots:2",))
     report = await harness.report(program, network="pod", dns=dns)
     assert sorted(report) == sorted(["search", "example.test", "nameserver", "192.0.2.53", "options", "ndots:2"])
+
+
+class Names(asyncio.DatagramProtocol):
+    """A name server that has one address for every name. Source: RFC 1035, section 4."""
+
+    def __init__(self, address: str) -> None:
+        self.address = socket.inet_aton(address)
+        self.asked: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, query: bytes, sender: tuple[str, int]) -> None:
+        end = query.index(b"\0", 12) + 5
+        self.asked.append(query[12 : end - 5])
+        wants_ipv4 = query[end - 4 : end - 2] == b"\0\x01"
+        head = query[:2] + b"\x81\x80" + struct.pack(">4H", 1, wants_ipv4, 0, 0) + query[12:end]
+        record = b"\xc0\x0c\0\x01\0\x01" + struct.pack(">IH", 60, 4) + self.address
+        self.transport.sendto(head + record * wants_ipv4, sender)
+
+
+@pytest.mark.field("network: pod", "dns")
+async def test_names_are_asked_of_the_servers_given(harness: Harness) -> None:
+    """On the network of a pod, whose gateway the name server is."""
+    await harness.run("", network="pod")  # the gateway has its address from now on
+    loop = asyncio.get_running_loop()
+    transport, names = await loop.create_datagram_endpoint(lambda: Names("192.0.2.7"), local_addr=(harness.gateway, 53))
+    try:
+        dns = Dns(servers=(harness.gateway,), searches=("example.test",))
+        program = "import json, socket; print(json.dumps(socket.gethostbyname('db')))"
+        assert await harness.report(program, network="pod", dns=dns) == "192.0.2.7"
+    finally:
+        transport.close()
+    assert b"\x02db\x07example\x04test" in names.asked
 
 
 # --- What this engine cannot do ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aircell import agent
 from aircell.backends.base import Backend
 from aircell.errors import AircellError, EngineError, NotFound, StartupFailed
 from aircell.spec import Mount
@@ -18,6 +20,10 @@ from tests.contract.harness import Harness
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+HARMLESS = {signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+HARMLESS |= {signal.SIGURG, signal.SIGWINCH}
+"""They end no process, see signal(7)."""
+TERMINATING = sorted({int(number) for number in signal.valid_signals() - HARMLESS})
 SLEEP = (
     "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(7)); print('up', flush=True); time.sleep(99)"
 )
@@ -31,15 +37,50 @@ async def is_up(harness: Harness, sandbox: str) -> None:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("code", [0, 1, 77, 126, 127, 255])
-async def test_exit_code(harness: Harness, code: int) -> None:
-    outcome = await harness.run(["sh", "-c", f"exit {code}"])
-    assert outcome.exit == ExitStatus(code=code)
+async def test_exit_codes(harness: Harness) -> None:
+    """As the engine tells them of PID 1; those from 129 on it also uses for signals."""
+    codes = (0, 1, 77, 126, 127, 128, 200, 255)
+    outcomes = await asyncio.gather(*(harness.run(["sh", "-c", f"exit {code}"]) for code in codes))
+    assert [outcome.exit for outcome in outcomes] == [ExitStatus(code=code) for code in codes]
 
 
 async def test_death_by_a_signal(harness: Harness) -> None:
-    outcome = await harness.run("import ctypes; ctypes.string_at(1)")
-    assert outcome.exit == ExitStatus(signal=signal.SIGSEGV)
+    """Of PID 1, which the kernel lets die of nothing but KILL from outside and its own faults."""
+    beyond_its_file = (
+        "import mmap, os; fd = os.memfd_create(''); os.truncate(fd, 1); m = mmap.mmap(fd, 1); os.truncate(fd, 0); m[0]"
+    )
+    segmentation, bus = await asyncio.gather(
+        harness.run("import ctypes; ctypes.string_at(1)"), harness.run(beyond_its_file)
+    )
+    assert segmentation.exit == ExitStatus(signal=signal.SIGSEGV)
+    assert bus.exit == ExitStatus(signal=signal.SIGBUS)
+
+
+async def test_every_exit_code_and_every_terminating_signal_of_a_job(harness: Harness) -> None:
+    """As the agent tells them of its child."""
+    program = """
+import json, os, resource, signal, sys
+sys.path.insert(0, "/mnt")
+import agent
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def ended(end):
+    child = os.fork()
+    if child == 0:
+        end()
+    return agent.describe_exit(os.waitpid(child, 0)[1], 0, "")
+def die(number):
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.kill(os.getpid(), number)
+codes = [ended(lambda: os._exit(code)) for code in range(256)]
+signals = [ended(lambda: die(number)) for number in TERMINATING]
+print(json.dumps([codes, signals]))
+"""
+    program = f"TERMINATING = {TERMINATING}" + program
+    [codes, signals] = await harness.report(program, mounts=[Mount(source=agent.__file__, target="/mnt/agent.py")])
+    assert [ExitStatus.from_wire(each) for each in codes] == [ExitStatus(code=code) for code in range(256)]
+    assert [ExitStatus.from_wire(each).returncode for each in signals] == [-number for number in TERMINATING]
 
 
 async def test_stop_lets_the_program_end_by_itself(harness: Harness) -> None:
@@ -102,6 +143,7 @@ async def test_stop_and_remove_may_be_repeated(harness: Harness) -> None:
 async def test_remove_as_soon_as_the_end_is_seen_while_stop_is_still_at_work(harness: Harness) -> None:
     for _ in range(3):
         sandbox = await harness.start(SLEEP)
+        await is_up(harness, sandbox)
         stopping = asyncio.create_task(harness.backend.stop(sandbox, 5))
         await harness.backend.wait(sandbox)
         await asyncio.gather(stopping, harness.backend.remove(sandbox))
@@ -111,6 +153,19 @@ async def test_remove_as_soon_as_the_end_is_seen_while_stop_is_still_at_work(har
 async def test_remove_ends_what_runs(harness: Harness) -> None:
     sandbox = await harness.start(STUBBORN)
     await harness.backend.remove(sandbox)
+    assert await harness.backend.sandboxes({}) == []
+
+
+async def test_remove_while_it_is_made_and_started(harness: Harness) -> None:
+    """Whoever makes it hears of that, if it comes too early; a second removal finds what was made after the first."""
+    for delay in (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
+        plan = harness.plan(STUBBORN)
+        making = asyncio.create_task(harness.start_plan(plan))
+        await asyncio.sleep(delay)
+        await harness.backend.remove(plan.id)
+        with contextlib.suppress(AircellError):
+            await making
+        await harness.backend.remove(plan.id)
     assert await harness.backend.sandboxes({}) == []
 
 

@@ -46,11 +46,14 @@ async def test_memory_of_the_first_process(harness: Harness) -> None:
 
 
 @pytest.mark.field("resources.memory")
-async def test_memory_of_a_child(harness: Harness) -> None:
-    program = """
+@pytest.mark.parametrize("generations", [1, 2], ids=["child", "grandchild"])
+async def test_memory_of_a_descendant(harness: Harness, generations: int) -> None:
+    program = "x = bytearray(300 << 20)"
+    for _ in range(generations):
+        program = f"""
 import subprocess, sys
-child = subprocess.run([sys.executable, "-c", "x = bytearray(300 << 20)"])
-sys.exit(0 if child.returncode == -9 else 1)
+child = subprocess.run([sys.executable, "-c", {program!r}])
+sys.exit(0 if child.returncode in (-9, 0) else 1)
 """
     outcome = await harness.run(program, resources=Resources(memory=64 * MIB))
     assert (outcome.exit.code, outcome.exit.oom_killed) == (0, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -85,6 +86,11 @@ class Dockerd:
         """The id of every container, whatever its state."""
         answer = self._api.get("/containers/json", params={"all": True}).raise_for_status()
         return [container["Id"] for container in answer.json()]
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """What ``docker inspect`` prints."""
+        answer: dict[str, Any] = self._api.get(f"/containers/{container}/json").raise_for_status().json()
+        return answer
 
     def _answers(self) -> bool:
         try:
