@@ -1,37 +1,10 @@
-"""A harness for each contract test, on each engine."""
+"""The contract on the engines that we know."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from tests.contract.engines import ENGINES
+from tests.contract.fixtures import backend, harness, on
 
-import pytest
-import pytest_asyncio
+__all__ = ["backend", "engine", "harness"]
 
-from aircell.backends.base import Backend
-from tests.contract.engines import ENGINES, Running
-from tests.contract.harness import IMAGE, Harness
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=ENGINES, ids=lambda each: each.name)
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
-    async with request.param.running() as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def backend(engine: Running) -> AsyncIterator[Backend]:
-    backend = engine.new_backend()
-    yield backend
-    await backend.close()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def harness(engine: Running, backend: Backend, tmp_path: Path) -> AsyncIterator[Harness]:
-    image = await backend.image(IMAGE)
-    assert image is not None
-    harness = Harness(backend, image, tmp_path, runtime_handler=engine.runtime, gateway=engine.gateway)
-    yield harness
-    for sandbox in harness.made:
-        await backend.remove(sandbox)
-    assert await backend.sandboxes({}) == []
+engine = on(*ENGINES)
