@@ -108,7 +108,19 @@ class EngineUnavailable(Unavailable):
 
 
 class ImagePullFailed(Unavailable):
-    """The registry or the transfer failed for a reason that may pass (5xx, timeout, no space)."""
+    """The registry or the transfer failed for a reason that may pass (limited pulls, no data, no space)."""
+
+
+class RegistryFailed(ImagePullFailed):
+    """The registry was not reached, broke off or answered 5xx; another try at once may succeed."""
+
+
+class CredentialsUnavailable(Unavailable):
+    """What hands out registry credentials on this node failed."""
+
+
+class RightsUnknown(Unavailable):
+    """The registry could not be asked whether these credentials may have an image that is on the node."""
 
 
 class EngineError(AircellError):

@@ -126,12 +126,12 @@ def test_credentials_are_named_by_the_spec_and_read_by_aircelld_alone(
     secret = tmp_path / "password"
     secret.write_text("s3cret\n")
     shop.credentials = ("worker", "s3cret")
-    settings = {"shop": {"username": "worker", "password_file": str(secret)}}
+    settings = {"shop": {"registry": shop.host, "username": "worker", "password_file": str(secret)}}
     try:
         with node.configured(registry_credentials=settings):
             node.failure(ImageUnauthorized, image=shop.reference("private"))
             unknown = node.failure(InvalidSpec, image=shop.reference("private"), registry_credentials="other")
-            assert "no registry credentials called 'other'; it has: shop" in str(unknown)
+            assert f"no registry credentials called 'other' for {shop.host}; it has: shop" in str(unknown)
             with node.launch("true", image=shop.reference("private"), registry_credentials="shop") as sandbox:
                 assert sandbox.wait(60) == ExitStatus(code=0)
             assert "s3cret" not in str(node.answer("inspect", sandbox=sandbox.id))

@@ -164,6 +164,14 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts.toml").write_text(f'server = "http://{registry}"\n')
 
+    def trust(self, registry: str, authority: Path) -> None:
+        """A registry whose certificate only ``authority`` vouches for."""
+        folder = self.root / "registries" / registry
+        folder.mkdir(parents=True, exist_ok=True)
+        text = f'server = "https://{registry}"\nca = "{authority}"\n'
+        # containerd 1.6 reads no file without a host in it.
+        (folder / "hosts.toml").write_text(f'{text}[host."https://{registry}"]\nca = "{authority}"\n')
+
     def launch(self, *argv: str, **spec: Any) -> Sandbox:
         """Launches a command; see :func:`request`."""
         return self.client.launch(request(*argv, **spec))

@@ -209,9 +209,6 @@ def test_references() -> None:
     assert [translate.tagged(each) for each in ("cafe", "h:5/i", "i:t", f"i@{digest}", digest)] == [
         "cafe:latest", "h:5/i:latest", "i:t", f"i@{digest}", digest,
     ]  # fmt: skip
-    assert [translate.with_registry(each) for each in ("i:t", "a/i:t", "h:5/i:t", "localhost/i:t", "r.io/i:t")] == [
-        "docker.io/library/i:t", "docker.io/a/i:t", "h:5/i:t", "localhost/i:t", "r.io/i:t",
-    ]  # fmt: skip
 
 
 def test_credentials() -> None:

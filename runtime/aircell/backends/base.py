@@ -23,6 +23,8 @@ LABEL_SANDBOX = LABEL_PREFIX + "sandbox"
 """On everything that we create, before it exists; its value is our id of the sandbox."""
 LABEL_NODE = LABEL_PREFIX + "node"
 """Which aircelld made it (the hash of its state folder): two daemons on one engine leave each other's alone."""
+LABEL_IMAGE = LABEL_PREFIX + "image"
+"""Which image a sandbox is made of, whatever its tag means by now: ``repo@sha256:...`` where there is one."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from aircell.status import ExitStatus
 
 SandboxId = Annotated[str, typer.Argument(metavar="SANDBOX", help="Its id, or the beginning of it.")]
 _LABEL_PREFIX = "aircell.dev/"
-_OWN_COLUMNS = {"sandbox", "node", "role", "owner"}
+_OWN_COLUMNS = {"sandbox", "node", "role", "owner", "image"}
+_SHORT_DIGEST = len("sha256:0123456789ab")
 
 
 def ps(
@@ -46,9 +47,16 @@ def ps_row(sandbox: Mapping[str, Any], now: float) -> list[str]:
         sandbox["role"],
         output.duration(now - sandbox["created_at"]),
         sandbox["backend"],
-        sandbox["image"],
+        _image(sandbox),
         " ".join(f"{name}={value}" for name, value in identity.items()) or f"pid {sandbox['owner']['pid']}",
     ]
+
+
+def _image(sandbox: Mapping[str, Any]) -> str:
+    """As it was asked for, with the beginning of what that turned out to be."""
+    digest = sandbox["digest"].rpartition("@")[2][:_SHORT_DIGEST]
+    name = sandbox["image"].partition("@")[0]
+    return f"{name}@{digest}" if digest else name
 
 
 def _state(sandbox: Mapping[str, Any]) -> str:

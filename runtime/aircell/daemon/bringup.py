@@ -79,6 +79,8 @@ class BringUp:
         self.sandbox.publish(State.PULLING, image=image, done=progress.done, total=progress.total)
 
     async def _start(self, image: ImageInfo) -> Gate:
+        self.sandbox.record = self.sandbox.record.of_image(image)
+        log.info("sandbox %s is made of %s", self.sandbox.id, self.sandbox.record.digest)
         self.sandbox.publish(State.CREATING, image=image.reference, digest=image.digest)
         await settle(self.folder.make(self.sandbox.record, self.request.job))
         self.gate = gate = Gate(self.folder.gate)

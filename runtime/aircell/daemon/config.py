@@ -26,6 +26,7 @@ else:
 from aircell.client import DEFAULT_SOCKET
 from aircell.daemon.containerd_config import ContainerdConfig
 from aircell.daemon.credentials import Credentials
+from aircell.daemon.rights import RightsSettings
 from aircell.errors import InvalidSpec
 from aircell.policy import Policy
 from aircell.spec import AbsolutePath, Model
@@ -83,6 +84,8 @@ class Config(Model):
     path_map: Annotated[dict[AbsolutePath, str], AfterValidator(_expanded)] = Field(default_factory=dict)
     """Prefixes of paths as workers see them, to the same folders' paths on this node."""
     registry_credentials: dict[str, Credentials] = Field(default_factory=dict)
+    image_rights: RightsSettings = RightsSettings()
+    """Who may use an image that is on the node already."""
     reap_interval: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between two searches for leftovers."""
     idle_exit: Annotated[float, Field(gt=0)] | None = None

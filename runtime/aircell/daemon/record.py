@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
-from aircell.backends.base import LABEL_NODE, LABEL_PREFIX, LABEL_SANDBOX
+from aircell.backends.base import LABEL_IMAGE, LABEL_NODE, LABEL_PREFIX, LABEL_SANDBOX
 from aircell.daemon.owner import Owner
-from aircell.errors import AircellError
+from aircell.errors import AircellError, from_wire
 from aircell.spec import LaunchRequest, Model, SandboxSpec
-from aircell.status import ExitStatus, State
+from aircell.status import ExitStatus, ImageInfo, State
 
 
 class Stopped(Exception):
@@ -33,6 +33,8 @@ class Record(Model):
     """Without the values of its environment."""
     labels: dict[str, str]
     """As the engine has them."""
+    digest: str = ""
+    """Which image it is: ``repo@sha256:...``, or the engine's id of one that came from no registry."""
     owner: Owner
     created_at: float
     """Seconds since the epoch."""
@@ -59,6 +61,11 @@ class Record(Model):
             owner=owner,
             created_at=time.time(),
         )
+
+    def of_image(self, image: ImageInfo) -> Record:
+        """The same once its image is known: the tag may mean another soon."""
+        digest = image.digest or image.id
+        return self.model_copy(update={"digest": digest, "labels": {**self.labels, LABEL_IMAGE: digest}})
 
 
 class Sandbox:
@@ -100,9 +107,8 @@ class Sandbox:
 
     def failed(self, error: AircellError) -> None:
         """The end of one whose job never ran."""
-        error.sandbox = error.sandbox or self.id
-        self.error = error
-        self.publish(State.FAILED, error=error.to_wire())
+        self.error = from_wire({**error.to_wire(), "sandbox": self.id})  # others may have failed of the same error
+        self.publish(State.FAILED, error=self.error.to_wire())
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Every event from the first to the last, as they come."""
@@ -139,6 +145,7 @@ class Sandbox:
             "backend": record.backend,
             "role": record.role,
             "image": record.spec.image,
+            "digest": record.digest,
             "created_at": record.created_at,
             "owner": record.owner.model_dump(mode="json"),
             "labels": record.labels,

@@ -16,13 +16,16 @@ from pathlib import Path
 from aircell.daemon.concurrency import complete, end
 from aircell.daemon.config import Config
 from aircell.daemon.containerd import ManagedContainerd
+from aircell.daemon.credentials import Keyring
 from aircell.daemon.engines import Engines
 from aircell.daemon.images import ImageStore
 from aircell.daemon.launcher import Launcher
 from aircell.daemon.notify import notify
 from aircell.daemon.operations import Operations
+from aircell.daemon.private_images import PrivateImages
 from aircell.daemon.reaper import Reaper
 from aircell.daemon.registry import Registry
+from aircell.daemon.rights import Rights
 from aircell.daemon.server import Server
 from aircell.errors import DaemonUnavailable, EngineUnavailable
 
@@ -54,7 +57,7 @@ async def run(config: Config) -> None:
 
 async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd | None) -> None:
     registry = Registry()
-    images = ImageStore(config.registry_credentials)
+    images = _images(config)
     launcher = Launcher(config, engines, images, registry)
     reaper = Reaper(config, engines, launcher, registry, containerd)
     operations = Operations(config, engines, images, registry, launcher, reaper)
@@ -77,6 +80,13 @@ async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd
         await end(signalled, *work)
         await registry.leave()
         await server.close()
+
+
+def _images(config: Config) -> ImageStore:
+    hosts = [config.containerd_config().registry_hosts] if config.managed_containerd else []
+    keyring = Keyring(config.registry_credentials)
+    private = PrivateImages(Path(config.state_dir) / "private-images.json")
+    return ImageStore(keyring, Rights(config.image_rights, hosts, keyring, private), private)
 
 
 def _raise_descriptor_limit() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from aircell.backends.base import LABEL_SANDBOX, RegistryAuth, SandboxPlan
 from aircell.backends.kernel_paths import MASKED_PATHS, READONLY_PATHS
+from aircell.reference import own_digest
 from aircell.spec import Mount, Resources, SandboxSpec, Security
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
 from aircell_cri.v1 import api_pb2 as cri
@@ -213,7 +214,7 @@ def image_info(image: cri.Image, reference: str = "") -> ImageInfo:
     return ImageInfo(
         id=image.id,
         reference=reference or (names[0] if names else image.id),
-        digest=image.repo_digests[0] if image.repo_digests else "",
+        digest=own_digest(reference, image.repo_digests),
         tags=tuple(image.repo_tags),
         size=image.size,
     )

@@ -23,6 +23,7 @@ from aircell.backends.docker.client import DockerClient
 from aircell.backends.docker.config import DockerConfig
 from aircell.backends.docker.progress import Meter
 from aircell.errors import EngineError, EngineUnavailable, InvalidSpec, NotFound, UnsupportedSpec
+from aircell.reference import Reference
 from aircell.spec import SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
 
@@ -78,8 +79,7 @@ class DockerBackend(Backend):
             if so_far := meter.read(message):
                 progress(so_far)
 
-        name = translate.with_registry(translate.tagged(reference))
-        await self._client.pull(name, translate.auth(auth), heard)
+        await self._client.pull(str(Reference.parse(reference)), translate.auth(auth), heard)
         image = await self.image(reference)
         if image is None:
             raise NotFound(f"the image {reference} was pulled and is gone again.", hint="Does something prune images?")

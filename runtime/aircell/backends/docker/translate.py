@@ -12,6 +12,7 @@ from typing import Any
 
 from aircell.backends.base import LABEL_SANDBOX, RegistryAuth, SandboxPlan
 from aircell.backends.kernel_paths import MASKED_PATHS, READONLY_PATHS
+from aircell.reference import own_digest
 from aircell.spec import Mount, Resources, SandboxSpec, Security
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
 
@@ -147,14 +148,6 @@ def tagged(reference: str) -> str:
     return reference if _IMAGE_ID.match(reference) or ":" in last or "@" in last else f"{reference}:latest"
 
 
-def with_registry(reference: str) -> str:
-    """With the registry that Docker means where none is named."""
-    first, slash, _ = reference.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost"):
-        return reference
-    return f"docker.io/{reference}" if slash else f"docker.io/library/{reference}"
-
-
 def auth(credentials: RegistryAuth | None) -> dict[str, str] | None:
     if credentials is None:
         return None
@@ -171,7 +164,7 @@ def image_info(image: Mapping[str, Any], reference: str = "") -> ImageInfo:
     return ImageInfo(
         id=image["Id"],
         reference=reference or names[0],
-        digest=digests[0] if digests else "",
+        digest=own_digest(reference, digests),
         tags=tags,
         size=image["Size"],
     )
