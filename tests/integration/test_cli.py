@@ -194,9 +194,12 @@ def test_ps_lists_it(aircell: Aircell, sleeper: str) -> None:
     assert header.split() == ["SANDBOX", "STATE", "ROLE", "AGE", "BACKEND", "IMAGE", "OF"]
     row = next(row.split() for row in rows if row.startswith(sleeper))
     assert row[:3] == [sleeper, "running", "run"]
-    assert row[-3:] == ["cri", BASE, "test=1"]
-    listed = {sandbox["id"]: sandbox["state"] for sandbox in json.loads(aircell("ps", "--json").stdout)}
-    assert listed[sleeper] == "running"
+    listed = {sandbox["id"]: sandbox for sandbox in json.loads(aircell("ps", "--json").stdout)}
+    assert (listed[sleeper]["state"], listed[sleeper]["image"]) == ("running", BASE)
+    digest = listed[sleeper]["digest"]
+    assert digest.startswith("sha256:")
+    assert listed[sleeper]["labels"]["aircell.dev/image"] == digest
+    assert row[-3:] == ["cri", f"{BASE}@{digest[:19]}", "test=1"]
 
 
 def test_inspect_and_logs(aircell: Aircell, sleeper: str) -> None:
