@@ -66,7 +66,8 @@ lock:
     scripts/lock
 
 # Measure what a sandbox costs, beside stock Airflow.
-bench *args: setup
+bench *args:
+    @scripts/setup tests
     @{{ python }} -m tests.bench "$@"
 
 # Remove what the recipes made: environments, caches and images.

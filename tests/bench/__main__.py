@@ -1,105 +1,92 @@
-"""``just bench``: how long small tasks take on stock Airflow and in sandboxes, one after the other on this machine.
+"""``./justw bench``: what a sandbox costs, beside stock Airflow and beside the bare engine.
 
-Medians of one chain of empty tasks, from the times that Airflow itself records: ``queued -> end`` is what a user
-waits for a task, ``start -> end`` what the worker spends on it.
+``docs/performance.md`` says what each row means.
 """
 
 from __future__ import annotations
 
-import shutil
-import statistics
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from tests.support.airflow_stack import AirflowStack, Json
-from tests.support.images import reference
-from tests.support.node import Node
+from tests.bench import cold, handover, tasks
+from tests.bench.lab import ROOT, Effort, Lab
+from tests.bench.machine import commit, machine, versions
+from tests.bench.report import tables, verdicts
+from tests.bench.results import Results, Section, Series
+from tests.bench.targets import TARGETS
 
-DAG_ID = "bench"
-DAG = """
-from airflow.sdk import chain, dag, task
+RESULTS = ROOT / "bench" / "results.json"
 
-@dag(schedule=None)
-def bench():
-    @task
-    def small() -> None: ...
+Benchmark: TypeAlias = Callable[[Lab], Iterator[tuple[str, Series]]]
 
-    chain(*[small.override(task_id=f"t{number}")() for number in range({tasks})])
-
-bench()
-"""
-RUNTIMES: Mapping[str, Mapping[str, str]] = {
-    "stock": {},
-    "cri": {"AIRFLOW__SANDBOX_RUNTIME__TASK_EXECUTION_RUNTIME": "cri"},
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "tasks": tasks.measure,
+    "handover": handover.measure,
+    "cold": cold.interpreter,
+    "cold-airflow": cold.airflow,
 }
 
-
-def main(tasks: Annotated[int, typer.Option(help="Tasks in the chain.", min=1)] = 16) -> None:
-    """Measures stock Airflow and sandboxes, and prints the medians in milliseconds."""
-    table = Table("runtime", title=f"Medians of {tasks} small tasks, ms")
-    for column in ("queued -> end", "start -> end"):
-        table.add_column(column, justify="right")
-    with _node() as node, _airflow(node, tasks) as stack:
-        for name, environment in RUNTIMES.items():
-            with stack.scheduler(environment):
-                stack.trigger(DAG_ID, name)
-                state = stack.wait_for_run(DAG_ID, name, seconds=60 + 20 * tasks)
-            if state != "success":
-                typer.echo(f"the run on {name} ended as {state}: {stack.states(DAG_ID, name)}", err=True)
-                raise typer.Exit(1)
-            instances = stack.task_instances(DAG_ID, name)
-            table.add_row(name, *(_median(instances, since) for since in ("queued_when", "start_date")))
-    Console().print(table)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
-@contextmanager
-def _node() -> Iterator[Node]:
-    node = Node()
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples: some minutes, not hours.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Show the targets; exit with 1 when one is missed.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(BENCHMARKS)}; may be repeated.")] = None,
+) -> None:
+    """Measures, prints the tables, and keeps all samples in bench/results.json, where others' sections stay."""
+    if unknown := set(only or ()) - set(BENCHMARKS):
+        raise typer.BadParameter(f"no benchmark is called {', '.join(sorted(unknown))}", param_hint="--only")
+    results = run(only or list(BENCHMARKS), "quick" if quick else "full", RESULTS)
+    console.print(tables(results))
+    missed = not all(target.met(results) for target in TARGETS)
+    if check:
+        console.print(verdicts(TARGETS, results))
+    if (check and missed) or any(section.error for section in results.benchmarks.values()):
+        raise typer.Exit(1)
+
+
+def run(names: Sequence[str], effort: Effort, path: Path) -> Results:
+    """Runs those benchmarks, and writes each one's section as soon as it is there."""
+    results = Results.load(path)
+    with Lab(effort) as lab:
+        for name in names:
+            console.print(f"[bold]>[/bold] {name} ...")
+            results = results.having(name, _section(lab, BENCHMARKS[name]))
+            results.save(path)
+    return results
+
+
+def _section(lab: Lab, benchmark: Benchmark) -> Section:
+    began, load = time.monotonic(), os.getloadavg()[0]
+    at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    series: dict[str, Series] = {}
+    error = ""
     try:
-        node.start()
-        node.load("task")
-        yield node
-    finally:
-        node.close()
-
-
-@contextmanager
-def _airflow(node: Node, tasks: int) -> Iterator[AirflowStack]:
-    home = Path(tempfile.mkdtemp(prefix="aircell-bench-"))
-    home.chmod(0o755)  # a sandbox's user reads the DAG file below it
-    dags = home / "dags"
-    dags.mkdir()
-    (dags / "bench.py").write_text(DAG.replace("{tasks}", str(tasks)))
-    (dags / "bench.yaml").write_text(f"sandbox:\n  image: {reference('task')}\n")
-    bundle = {
-        "name": "bench",
-        "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-        "kwargs": {"path": str(dags)},
-    }
-    stack = AirflowStack(home=home, bundles=[bundle], config={"sandbox_runtime": {"socket_path": node.socket}})
-    try:
-        stack.start()
-        yield stack
-    finally:
-        stack.stop()
-        shutil.rmtree(home)
-
-
-def _median(instances: list[Json], since: str) -> str:
-    times = [_time(each["end_date"]) - _time(each[since]) for each in instances]
-    return f"{statistics.median(times) * 1000:.0f}"
-
-
-def _time(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+        series.update(benchmark(lab))
+    except Exception as failure:  # the others can still be measured
+        traceback.print_exc()
+        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+    return Section(
+        commit=commit(),
+        machine=machine(),
+        versions=versions(),
+        effort=lab.effort,
+        began=at,
+        seconds=time.monotonic() - began,
+        load=[load, os.getloadavg()[0]],
+        error=error,
+        series=series,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""Jobs that say when they begin, on the clock that a sandbox has in common with its node."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import aircell_airflow.runner
+from aircell.client import Client
+from aircell.spec import Job, LaunchRequest, SandboxSpec
+from tests.support.images import reference
+from tests.support.jobs import text
+
+_TELL_THE_TIME = """
+def run(requests, stdout, stderr, logs, args):
+    import os, time
+    os.write(stdout, b"%d" % time.monotonic_ns())
+"""
+_NOTHING_TO_PREPARE = """
+def preload(): pass
+def describe(): return {}
+"""
+RUNNERS = {
+    "base": _NOTHING_TO_PREPARE + _TELL_THE_TIME,
+    "task": Path(aircell_airflow.runner.__file__).read_text() + _TELL_THE_TIME,
+}
+"""By image: a plain interpreter, and Airflow's task runner, which is imported before the job and then not run."""
+
+
+def request(image: str, **spec: Any) -> dict[str, Any]:
+    """A launch of that image's runner."""
+    return LaunchRequest(
+        spec=SandboxSpec(image=reference(image), **spec), job=Job(kind="runner", runner=RUNNERS[image])
+    ).model_dump(mode="json")
+
+
+def first_line(client: Client, wanted: dict[str, Any]) -> tuple[float, str]:
+    """Milliseconds from the request to the first line of the runner, and the sandbox, which has ended."""
+    began = time.monotonic_ns()
+    with client.launch(wanted) as sandbox:
+        said = text(sandbox.stdout)
+        sandbox.wait(60)
+    return (int(said) - began) / 1e6, sandbox.id
