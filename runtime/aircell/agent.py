@@ -430,6 +430,7 @@ def signal_name(number: int) -> str:
 def run_job(gate: Gate, job: Job, runner: Any, facts: "dict[str, Any]", set_dumpable: Any) -> "dict[str, Any]":
     """Runs the job to its end and reports it: the ExitStatus."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the child has handlers of its own
+    tell(gate, {"type": "started"})  # first: as long as aircelld has not heard it, another sandbox may get the job
     supervisor = Supervisor(job)
     supervisor.report({"type": "ready", "facts": facts})
     sys.stdout.flush()
@@ -440,7 +441,6 @@ def run_job(gate: Gate, job: Job, runner: Any, facts: "dict[str, Any]", set_dump
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for fd in job.streams:
         os.close(fd)
-    tell(gate, {"type": "started"})
     exit_status = supervisor.watch(child)
     supervisor.report({"type": "exited", "exit": exit_status}, patience=FLUSH_SECONDS)
     tell(gate, {"type": "exited", "exit": exit_status})

@@ -236,10 +236,15 @@ class Node:
         return {kind: traces for kind, traces in found.items() if traces}
 
     def clean(self, seconds: float = 10.0) -> None:
-        """Fails unless within ``seconds`` nothing of any sandbox is left."""
+        """Fails unless within ``seconds`` nothing of any sandbox is left, once no more are kept ready."""
         with contextlib.suppress(TimeoutError):
-            self.wait_until(lambda: not self.traces(), "nothing is left", seconds)
+            self.wait_until(lambda: not self._drained(), "nothing is left", seconds)
         assert self.traces() == {}
+
+    def _drained(self) -> dict[str, list[str]]:
+        if self.alive:
+            self.answer("drain")
+        return self.traces()
 
     def mounts(self) -> list[str]:
         """Mount points on this node's folder."""

@@ -19,9 +19,10 @@ from aircell.daemon.logs import JsonFormatter
 from aircell.daemon.owner import Owner
 from aircell.daemon.record import Record, Sandbox, Stopped
 from aircell.daemon.registry import Registry
+from aircell.daemon.shape import Shape
 from aircell.errors import EngineError, InvalidSpec, NotFound
 from aircell.spec import Job, LaunchRequest, SandboxSpec
-from aircell.status import ExitStatus
+from aircell.status import ExitStatus, ImageInfo
 
 
 def record(**changes: object) -> Record:
@@ -142,7 +143,8 @@ async def test_whoever_follows_a_sandbox_hears_of_our_own_failure() -> None:
 async def test_a_record_is_read_back_and_a_broken_one_is_none(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "task-1")
     assert folder.load() is None
-    await folder.make(record(), Job(kind="runner", runner="x = 1"))
+    request = LaunchRequest(spec=SandboxSpec(image="i"), job=Job(kind="runner", runner="x = 1"))
+    await folder.make(record(), Shape.of(request, ImageInfo(id="1", reference="i"), (), uid=0))
     assert folder.load() is not None
     folder.save(record(handed_over=True))
     assert (folder.load() or record()).handed_over

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from aircell.cli import doctor, images, run, sandboxes
+from aircell.cli import doctor, images, pool, run, sandboxes
 from aircell.spec import SandboxSpec
 
 GROUP = "aircell.cli"
@@ -32,6 +32,7 @@ def build() -> typer.Typer:
     app.command(context_settings={"allow_interspersed_args": False})(run.run)
     for command in _COMMANDS:
         app.command()(command)
+    app.add_typer(pool.app, name="pool")
     for entry in entry_points(group=GROUP):
         app.command(name=entry.name)(entry.load())
     return app

@@ -29,7 +29,7 @@ from aircell.daemon.credentials import Credentials
 from aircell.daemon.rights import RightsSettings
 from aircell.errors import InvalidSpec
 from aircell.policy import Policy
-from aircell.spec import AbsolutePath, Model
+from aircell.spec import AbsolutePath, Model, Size
 
 DEFAULT_FILE = Path(CONFIG_FILE)
 """Read when it exists and no other file is named."""
@@ -62,6 +62,26 @@ class LogSettings(Model):
     format: Literal["text", "json"] = "text"
 
 
+class WarmSettings(Model):
+    """Sandboxes that are made before they are asked for."""
+
+    enabled: bool = True
+    min: Annotated[int, Field(ge=0)] = 1
+    """Of each shape that is in use: at least so many."""
+    max: Annotated[int, Field(ge=1)] = 4
+    """Of each shape: at most so many, however many are wanted at a time."""
+    idle_ttl: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after which what nobody has wanted ends."""
+    memory: Size = 2**30
+    """Bytes that all of them may take."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WarmSettings:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
+
 class Config(Model):
     """Everything that one aircelld needs to know."""
 
@@ -86,6 +106,7 @@ class Config(Model):
     registry_credentials: dict[str, Credentials] = Field(default_factory=dict)
     image_rights: RightsSettings = RightsSettings()
     """Who may use an image that is on the node already."""
+    warm: WarmSettings = WarmSettings()
     reap_interval: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between two searches for leftovers."""
     idle_exit: Annotated[float, Field(gt=0)] | None = None

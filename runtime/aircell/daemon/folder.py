@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 import aircell.agent
 from aircell.daemon.record import Record
+from aircell.daemon.shape import Shape
 from aircell.errors import EngineError
-from aircell.spec import RUN_DIR, SCRATCH_DIR, Job, Mount, SandboxSpec
+from aircell.spec import RUN_DIR, SCRATCH_DIR, Mount, SandboxSpec
 
 SHM_DIR = "/dev/shm"  # noqa: S108 - the path inside the sandbox, private to it
 
@@ -35,10 +36,15 @@ class Folder:
         self._shm = path / "shm"
         self._record = path / "sandbox.json"
 
-    async def make(self, record: Record, job: Job) -> None:
+    @classmethod
+    def of(cls, state_dir: str, name: str) -> Folder:
+        """The folder of the sandbox that was made under that name; it may not exist."""
+        return cls(Path(state_dir) / "sandboxes" / name)
+
+    async def make(self, record: Record, shape: Shape) -> None:
         """Makes everything but the gate. Raises OSError, and EngineError when a tmpfs cannot be mounted."""
-        self._fill(record, job)
-        resources = record.spec.resources
+        self._fill(record, shape)
+        resources = shape.spec.resources
         for path, size in ((self._scratch, resources.scratch), (self._shm, resources.shm)):
             if size:
                 options = f"size={size},mode=1777,nosuid,nodev"
@@ -74,15 +80,15 @@ class Folder:
     def _mounted(self) -> list[Path]:
         return [path for path in (self._scratch, self._shm) if path.is_mount()]
 
-    def _fill(self, record: Record, job: Job) -> None:
+    def _fill(self, record: Record, shape: Shape) -> None:
         self.path.mkdir(mode=0o700)
         self.save(record)
         self.run.mkdir(mode=0o755)
         self.log.mkdir(mode=0o700)
         _write(self.run / "agent.py", Path(aircell.agent.__file__).read_text())
-        _write(self.run / "agent.json", json.dumps({"preload": record.spec.preload}))
-        if job.runner:
-            _write(self.run / "runner.py", job.runner)
+        _write(self.run / "agent.json", json.dumps({"preload": shape.spec.preload}))
+        if shape.runner:
+            _write(self.run / "runner.py", shape.runner)
         for writable in (self._scratch, self._shm):
             writable.mkdir()
             writable.chmod(0o1777)  # any user may make files there, as in /tmp

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +39,55 @@ class Gate:
             self._listener.close()
             raise
 
-    async def ready(self) -> None:
-        """Waits until the agent has connected and is ready.
-
-        Raises the agent's own error, or StartupFailed when it does not keep to the protocol. When the agent just
-        ends, this waits on: whoever watches the container knows better how it ended.
-        """
+    async def connected(self) -> None:
+        """Waits until the agent has connected: its interpreter runs, and it has imported nothing yet."""
         sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
         self._connection = AsyncConnection(sock)
         self._listener.close()
+
+    async def ready(self) -> None:
+        """Waits until the agent, which has connected, is ready.
+
+        Raises the agent's own error, or StartupFailed when it does not keep to the protocol. When the agent just
+        ends, this waits on, as ``connected`` does: whoever watches the container knows better how it ended.
+        """
         frame = await self._receive("connected", "failed")
         if frame["type"] == "connected":
             frame = await self._receive("ready", "failed")
         if frame["type"] == "failed":
             raise _reported(frame)
 
+    def peer_pid(self) -> int:
+        """The agent's pid on the node; 0 when it is in no PID namespace that aircelld can see into."""
+        return self._agent.peer_credentials()[0]
+
     def peer_uid(self) -> int:
         """The agent's uid on the node."""
         return self._agent.peer_credentials()[1]
 
+    def waits(self) -> bool:
+        """Whether the agent, which was ready, lives and has nothing to say, as it must until it has its job."""
+        try:
+            self._agent.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except ConnectionResetError:
+            return False
+        return False
+
+    def watch(self, stirred: Callable[[], None]) -> None:
+        """Has ``stirred`` called when the agent does not wait any more, see :meth:`waits`."""
+        asyncio.get_running_loop().add_reader(self._agent.sock, stirred)
+
+    def unwatch(self) -> None:
+        """Idempotent."""
+        asyncio.get_running_loop().remove_reader(self._agent.sock)
+
     async def hand_over(self, job: Job, stop_grace: float, fds: Sequence[int]) -> None:
-        """Passes the job on; returns once the agent has it."""
+        """Passes the job on; returns once the agent has it.
+
+        Raises StartupFailed when the agent has ended, or does not answer as it should: then it has begun nothing.
+        """
         message = {
             "type": "job",
             "kind": job.kind,
@@ -70,9 +98,10 @@ class Gate:
         }
         try:
             await self._agent.send(message, fds)
-        except (BrokenPipeError, ConnectionResetError):
-            await never()
-        await self._receive("started")
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise _ended() from error
+        if await self._frame("started") is None:
+            raise _ended()
 
     async def exit(self) -> ExitStatus:
         """How the job ended, by the agent's report. Waits for ever when there is none."""
@@ -96,18 +125,29 @@ class Gate:
         return self._connection
 
     async def _receive(self, *expected: str) -> dict[str, Any]:
+        return await self._frame(*expected) or await never()
+
+    async def _frame(self, *expected: str) -> dict[str, Any] | None:
+        """The next one, or None when the agent has ended."""
         try:
             received = await self._agent.receive()
         except InvalidSpec as error:
             raise StartupFailed(f"the agent sent what is no message: {error.message}.") from error
         if received is None:
-            await never()
+            return None
         frame, fds = received
         for fd in fds:
             os.close(fd)
         if frame.get("type") not in expected:
             raise StartupFailed(f"the agent sent {str(frame.get('type'))[:80]!r} instead of {' or '.join(expected)}.")
         return frame
+
+
+def _ended() -> StartupFailed:
+    return StartupFailed(
+        "the sandbox ended just before it could take its job.",
+        hint="Somebody or something on the node killed it; try it again.",
+    )
 
 
 def _reported(frame: Mapping[str, Any]) -> AircellError:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from pathlib import Path
+from dataclasses import dataclass
 
+from aircell.backends.base import Backend, PullProgress
 from aircell.daemon.bringup import LAST_WORDS, BringUp
 from aircell.daemon.channels import Channels
 from aircell.daemon.concurrency import end, race, settle
@@ -21,28 +22,56 @@ from aircell.daemon.gate import Gate
 from aircell.daemon.images import ImageStore
 from aircell.daemon.owner import Owner
 from aircell.daemon.paths import on_node
+from aircell.daemon.pool import Pools
 from aircell.daemon.record import Record, Sandbox, Stopped
 from aircell.daemon.registry import Registry
-from aircell.errors import AircellError, DaemonUnavailable, NotFound
-from aircell.spec import LaunchRequest
+from aircell.daemon.shape import Shape
+from aircell.errors import AircellError, DaemonUnavailable, NotFound, StartupFailed
+from aircell.spec import LaunchRequest, Mount
 from aircell.status import ExitStatus, State
 
 log = logging.getLogger(__name__)
 
 OWNER_GRACE = 5.0
 """Seconds beyond ``stop_grace`` in which an agent must have ended the job of a worker that is gone."""
+HAND_OVER_TIMEOUT = 10.0
+"""Seconds for an agent that is ready to take its job."""
 RETRY = 1.0
 """Seconds between two questions to an engine that does not answer."""
+
+
+@dataclass
+class Launch:
+    """An accepted request on its way to a sandbox."""
+
+    sandbox: Sandbox
+    request: LaunchRequest
+    mounts: tuple[Mount, ...]
+    """The worker's and the spec's, with sources of this node."""
+    channels: Channels
+    backend: Backend
+    gate: Gate | None = None
+    """Of the sandbox that gets the job, or got it."""
+
+    def report_pull(self, progress: PullProgress) -> None:
+        self.sandbox.publish(State.PULLING, image=self.request.spec.image, done=progress.done, total=progress.total)
+
+    def close(self) -> None:
+        """Gives back descriptors and gate. Idempotent."""
+        self.channels.close()
+        if self.gate:
+            self.gate.close()
 
 
 class Launcher:
     """Makes sandboxes and sees them off."""
 
-    def __init__(self, config: Config, engines: Engines, images: ImageStore, registry: Registry) -> None:
+    def __init__(self, config: Config, engines: Engines, images: ImageStore, registry: Registry, pools: Pools) -> None:
         self._config = config
         self._engines = engines
         self._images = images
         self._registry = registry
+        self._pools = pools
 
     def launch(self, request: LaunchRequest, channels: Channels, owner: Owner) -> Sandbox:
         """Accepts a request and returns; ``channels`` belong to the sandbox from then on, unless this raises.
@@ -58,17 +87,7 @@ class Launcher:
         policy.check_worker_mounts(vouched, protected=(config.state_dir, config.run_dir))
         sandbox = Sandbox(Record.of(request, owner, config.node_id()))
         sandbox.publish(State.QUEUED)
-        launch = BringUp(
-            sandbox=sandbox,
-            request=request,
-            mounts=(*vouched, *asked),
-            channels=channels,
-            folder=self.folder(sandbox.id),
-            backend=backend,
-            engines=self._engines,
-            images=self._images,
-            policy=policy,
-        )
+        launch = Launch(sandbox, request, (*vouched, *asked), channels, backend)
         self._registry.add(sandbox, self._live(launch))
         log.info("sandbox %s accepted: %s in %s", sandbox.id, sandbox.record.labels, request.spec.image)
         return sandbox
@@ -87,19 +106,19 @@ class Launcher:
             await self._stop(sandbox, grace)
         await sandbox.end()
 
-    def folder(self, sandbox: str) -> Folder:
-        """The sandbox's folder, which may not exist."""
-        return Folder(Path(self._config.state_dir) / "sandboxes" / sandbox)
+    def _folder(self, name: str) -> Folder:
+        return Folder.of(self._config.state_dir, name)
 
-    async def _live(self, launch: BringUp) -> None:
+    async def _live(self, launch: Launch) -> None:
         sandbox = launch.sandbox
         ending: ExitStatus | AircellError
         try:
-            gate = await race(launch.make_ready(), launch.channels.interrupted(), sandbox.stopped())
-            await race(launch.hand_over(gate), sandbox.stopped())
+            shape = await self._begin(launch)
             launch.channels.close()
-            sandbox.publish(State.RUNNING)
-            ending = await self._watch(sandbox, gate)
+            sandbox.publish(State.RUNNING, kind=sandbox.record.kind)
+            if launch.request.role != "run":  # what a human starts by hand is seldom started again
+                self._pools.served(shape, sandbox.record.kind, sandbox.age())
+            ending = await self._watch(sandbox, launch.gate)
         except Stopped as stopped:
             ending = stopped.exit
         except AircellError as error:
@@ -113,6 +132,70 @@ class Launcher:
         finally:
             launch.close()
         await self._see_off(sandbox, ending)
+
+    async def _begin(self, launch: Launch) -> Shape:
+        """Finds a sandbox that is ready or makes one, and gives it the job."""
+        sandbox, channels = launch.sandbox, launch.channels
+        shape = await race(self._shape(launch), channels.interrupted(), sandbox.stopped())
+        sandbox.record = sandbox.record.of_image(shape.image)
+        log.info("sandbox %s is made of %s", sandbox.id, sandbox.record.digest)
+        while warm := self._pools.claim(shape):
+            launch.gate = warm.gate
+            sandbox.record = sandbox.record.served_by(warm.name, warm.kind)
+            try:
+                await race(self._hand_over(launch, warm.gate), sandbox.stopped())
+                return shape
+            except StartupFailed as error:
+                log.warning("sandbox %s: %s could not take the job: %s", sandbox.id, warm.name, error)
+                await self._undo(sandbox, warm.gate)
+        launch.gate = gate = await race(self._make(launch, shape), channels.interrupted(), sandbox.stopped())
+        await race(self._hand_over(launch, gate), sandbox.stopped())
+        return shape
+
+    async def _shape(self, launch: Launch) -> Shape:
+        """What the request asks for, with the image as it is on the node by then."""
+        spec = launch.request.spec
+        await launch.backend.check(spec)
+        await self._engines.clear(launch.request.backend)
+        image = await self._images.ensure(
+            launch.backend, spec.image, spec.pull_policy, spec.registry_credentials, launch.report_pull
+        )
+        return Shape.of(launch.request, image, launch.mounts, launch.sandbox.record.owner.uid)
+
+    async def _make(self, launch: Launch, shape: Shape) -> Gate:
+        sandbox = launch.sandbox
+        bring_up = BringUp(
+            record=sandbox.record,
+            shape=shape,
+            folder=self._folder(sandbox.id),
+            backend=launch.backend,
+            policy=self._config.policy,
+            publish=sandbox.publish,
+        )
+        with self._pools.cold_start():
+            return await bring_up.run()
+
+    async def _hand_over(self, launch: Launch, gate: Gate) -> None:
+        """Gives the agent its job. From the first moment of this on, the worker's lifeline is the agent's."""
+        # First the record, then the job: should aircelld die in between, the agent gets no job and ends.
+        sandbox = launch.sandbox
+        sandbox.record = sandbox.record.model_copy(update={"handed_over": True})
+        self._folder(sandbox.record.made_as).save(sandbox.record)
+        handing = gate.hand_over(launch.request.job, launch.request.spec.stop_grace, launch.channels.fds)
+        try:
+            await asyncio.wait_for(handing, HAND_OVER_TIMEOUT)
+        except asyncio.TimeoutError as error:
+            raise StartupFailed(
+                f"the sandbox did not take its job within {HAND_OVER_TIMEOUT:g} s.",
+                hint="Is the node overloaded, or its agent stopped? Try it again.",
+            ) from error
+
+    async def _undo(self, sandbox: Sandbox, gate: Gate) -> None:
+        """Removes the sandbox that did not take the job. After that it certainly never will, and another can."""
+        gate.close()
+        await self._remove(sandbox)
+        own = sandbox.record.served_by(sandbox.id, "cold")
+        sandbox.record = own.model_copy(update={"handed_over": False})
 
     async def _adopted(self, sandbox: Sandbox) -> None:
         await self._see_off(sandbox, await self._watch(sandbox, None))
@@ -136,7 +219,7 @@ class Launcher:
         backend = self._engines.get(sandbox.record.backend)
         while True:
             try:
-                return await backend.wait(sandbox.id)
+                return await backend.wait(sandbox.record.made_as)
             except NotFound:
                 return ExitStatus(reason="The sandbox was removed from the engine by somebody else.")
             except AircellError as error:
@@ -156,19 +239,24 @@ class Launcher:
 
     async def _stop(self, sandbox: Sandbox, grace: float) -> None:
         async with sandbox.changing:
-            await settle(self._engines.get(sandbox.record.backend).stop(sandbox.id, grace))
+            await settle(self._engines.get(sandbox.record.backend).stop(sandbox.record.made_as, grace))
+
+    async def _remove(self, sandbox: Sandbox) -> None:
+        """Idempotent. Raises AircellError when something of it may be left."""
+        name = sandbox.record.made_as
+        async with sandbox.changing:
+            await settle(self._engines.get(sandbox.record.backend).remove(name))
+        await self._folder(name).remove()
 
     async def _see_off(self, sandbox: Sandbox, ending: ExitStatus | AircellError) -> None:
         """Removes all that there is of it, then tells how it ended. What cannot be removed now the reaper removes."""
         backend = self._engines.get(sandbox.record.backend)
         try:
-            sandbox.log = await backend.log_tail(sandbox.id)
+            sandbox.log = await backend.log_tail(sandbox.record.made_as)
         except AircellError as error:
             log.debug("sandbox %s left no log: %s", sandbox.id, error)
         try:
-            async with sandbox.changing:
-                await settle(backend.remove(sandbox.id))
-            await self.folder(sandbox.id).remove()
+            await self._remove(sandbox)
         except AircellError as error:
             log.error("sandbox %s is left to the reaper: %s", sandbox.id, error)
         if isinstance(ending, AircellError):

@@ -19,6 +19,7 @@ from aircell.daemon.engines import Engines
 from aircell.daemon.images import ImageStore
 from aircell.daemon.launcher import Launcher
 from aircell.daemon.owner import Owner
+from aircell.daemon.pool import Pools
 from aircell.daemon.reaper import Reaper
 from aircell.daemon.registry import Registry
 from aircell.errors import InvalidSpec
@@ -88,6 +89,7 @@ class Operations:
         images: ImageStore,
         registry: Registry,
         launcher: Launcher,
+        pools: Pools,
         reaper: Reaper,
     ) -> None:
         self._config = config
@@ -95,6 +97,7 @@ class Operations:
         self._images = images
         self._registry = registry
         self._launcher = launcher
+        self._pools = pools
         self._reaper = reaper
 
     def named(self, name: object) -> Callable[[Call], Answers]:
@@ -109,6 +112,8 @@ class Operations:
             "pull": self.pull,
             "images": self.images,
             "prune": self.prune,
+            "pools": self.pools,
+            "drain": self.drain,
         }
         if not isinstance(name, str) or name not in operations:
             raise InvalidSpec(f"aircelld knows no operation {name!r}; it knows {', '.join(map(str, operations))}.")
@@ -154,7 +159,11 @@ class Operations:
     async def logs(self, call: Call) -> Answers:
         sandbox = self._registry.get(call.fields(_One).sandbox)
         live = sandbox.state in (State.STARTING, State.RUNNING)
-        log = await self._engines.get(sandbox.record.backend).log_tail(sandbox.id, 2**20) if live else sandbox.log
+        log = (
+            await self._engines.get(sandbox.record.backend).log_tail(sandbox.record.made_as, 2**20)
+            if live
+            else sandbox.log
+        )
         yield {"ok": True, "log": log}
 
     async def pull(self, call: Call) -> Answers:
@@ -176,6 +185,15 @@ class Operations:
     async def images(self, call: Call) -> Answers:
         backend = self._engines.get(call.fields(_Images).backend)
         yield {"ok": True, "images": [asdict(image) for image in await backend.images()]}
+
+    async def pools(self, call: Call) -> Answers:
+        call.fields(_Nothing)
+        yield {"ok": True, "pools": self._pools.summaries()}
+
+    async def drain(self, call: Call) -> Answers:
+        call.fields(_Nothing)
+        await self._pools.drain()
+        yield {"ok": True}
 
     async def prune(self, call: Call) -> Answers:
         yield {"ok": True, "removed": await self._reaper.sweep(dry_run=call.fields(_Prune).dry_run)}

@@ -17,8 +17,10 @@ from aircell.daemon.concurrency import settle
 from aircell.daemon.config import Config
 from aircell.daemon.containerd import ManagedContainerd
 from aircell.daemon.engines import Engines
+from aircell.daemon.folder import Folder
 from aircell.daemon.launcher import Launcher
 from aircell.daemon.owner import Owner
+from aircell.daemon.pool import Pools
 from aircell.daemon.record import Record
 from aircell.daemon.registry import Registry
 from aircell.errors import AircellError
@@ -37,12 +39,14 @@ class Reaper:
         engines: Engines,
         launcher: Launcher,
         registry: Registry,
+        pools: Pools,
         containerd: ManagedContainerd | None,
     ) -> None:
         self._config = config
         self._engines = engines
         self._launcher = launcher
         self._registry = registry
+        self._pools = pools
         self._containerd = containerd
         self._sweeping = asyncio.Lock()
 
@@ -80,9 +84,9 @@ class Reaper:
             return removed
 
     async def _judge(self, name: str, info: SandboxInfo, dry_run: bool) -> dict[str, Any] | None:
-        if info.id in self._registry:
+        if self._looked_after(info.id):
             return None
-        record = self._launcher.folder(info.id).load() or _unrecorded(name, info)
+        record = self._folder(info.id).load() or _unrecorded(name, info)
         if info.running and record.handed_over:
             if not dry_run:
                 self._launcher.adopt(record)
@@ -90,11 +94,17 @@ class Reaper:
         why = "its agent has ended" if record.handed_over else "it never got its job"
         return await self._remove(info.id, name, why, dry_run)
 
+    def _looked_after(self, name: str) -> bool:
+        return name in self._registry or name in self._pools
+
+    def _folder(self, name: str) -> Folder:
+        return Folder.of(self._config.state_dir, name)
+
     async def _sweep_folders(self, on_engines: set[str], dry_run: bool) -> list[dict[str, Any]]:
         removed = []
         for path in sorted((Path(self._config.state_dir) / "sandboxes").iterdir()):
-            if path.name not in on_engines and path.name not in self._registry:
-                record = self._launcher.folder(path.name).load()
+            if path.name not in on_engines and not self._looked_after(path.name):
+                record = self._folder(path.name).load()
                 name = record.backend if record else None
                 removed.append(await self._remove(path.name, name, "its sandbox is gone", dry_run))
         return [leftover for leftover in removed if leftover]
@@ -113,7 +123,7 @@ class Reaper:
             try:
                 if backend:
                     await settle(self._engines.get(backend).remove(id))
-                await self._launcher.folder(id).remove()
+                await self._folder(id).remove()
             except AircellError as error:
                 log.error("sandbox %s cannot be removed: %s", id, error)
                 return None

@@ -6,13 +6,19 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
+
+from pydantic import model_validator
 
 from aircell.backends.base import LABEL_IMAGE, LABEL_NODE, LABEL_PREFIX, LABEL_SANDBOX
 from aircell.daemon.owner import Owner
+from aircell.daemon.shape import Shape
 from aircell.errors import AircellError, from_wire
 from aircell.spec import LaunchRequest, Model, SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, State
+
+Kind = Literal["cold", "warm"]
+"""How a sandbox came to its job: made for it, or made before anybody asked."""
 
 
 class Stopped(Exception):
@@ -27,6 +33,10 @@ class Record(Model):
     """The part that is written to the sandbox's folder, so that the next aircelld can take over."""
 
     id: str
+    made_as: str = ""
+    """What its folder and what it is on the engine are called: by its own id, or, when it was ready beforehand, by the
+    name that it had then."""
+    kind: Kind = "cold"
     backend: str
     role: str
     spec: SandboxSpec
@@ -40,6 +50,11 @@ class Record(Model):
     """Seconds since the epoch."""
     handed_over: bool = False
     """The job's descriptors were sent, or may have been: the job is the agent's from here on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _made_as_itself(cls, data: Any) -> Any:
+        return {"made_as": data.get("id"), **data} if isinstance(data, dict) else data
 
     @classmethod
     def of(cls, request: LaunchRequest, owner: Owner, node: str) -> Record:
@@ -56,7 +71,7 @@ class Record(Model):
             id=sandbox,
             backend=request.backend,
             role=request.role,
-            spec=request.spec.model_copy(update={"env": dict.fromkeys(request.spec.env, "")}),
+            spec=_without_values(request.spec),
             labels={**request.spec.labels, **identity, **ours},
             owner=owner,
             created_at=time.time(),
@@ -66,6 +81,29 @@ class Record(Model):
         """The same once its image is known: the tag may mean another soon."""
         digest = image.digest or image.id
         return self.model_copy(update={"digest": digest, "labels": {**self.labels, LABEL_IMAGE: digest}})
+
+    @classmethod
+    def warm(cls, shape: Shape, node: str) -> Record:
+        """That of a sandbox that has no job yet, nor anybody who asked for it."""
+        sandbox = f"warm-{secrets.token_hex(6)}"
+        return cls(
+            id=sandbox,
+            kind="warm",
+            backend=shape.backend,
+            role="warm",
+            spec=_without_values(shape.spec),
+            labels={LABEL_SANDBOX: sandbox, LABEL_NODE: node, LABEL_PREFIX + "role": "warm"},
+            owner=Owner(),
+            created_at=time.time(),
+        ).of_image(shape.image)
+
+    def served_by(self, name: str, kind: Kind) -> Record:
+        """The same job's, in the sandbox of that name."""
+        return self.model_copy(update={"made_as": name, "kind": kind})
+
+
+def _without_values(spec: SandboxSpec) -> SandboxSpec:
+    return spec.model_copy(update={"env": dict.fromkeys(spec.env, "")})
 
 
 class Sandbox:
@@ -89,9 +127,18 @@ class Sandbox:
         return self.record.id
 
     @property
+    def names(self) -> tuple[str, str]:
+        """Its id, and what it is called on the engine."""
+        return self.record.id, self.record.made_as
+
+    @property
     def ended(self) -> bool:
         """No more events will come."""
         return self.state in (State.EXITED, State.FAILED)
+
+    def age(self) -> float:
+        """Seconds since it was asked for."""
+        return time.time() - self.record.created_at
 
     def publish(self, state: State, **facts: Any) -> None:
         """Moves to ``state`` and tells the followers."""
@@ -141,6 +188,8 @@ class Sandbox:
         record = self.record
         return {
             "id": record.id,
+            "made_as": record.made_as,
+            "kind": record.kind,
             "state": self.state.value,
             "backend": record.backend,
             "role": record.role,

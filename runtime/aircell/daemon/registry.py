@@ -38,9 +38,9 @@ class Registry:
             log.error("sandbox %s is left to the reaper", sandbox.id, exc_info=error)
             sandbox.failed(AircellError(f"aircelld failed: {error!r}.", hint="Its log has the traceback."))
 
-    def __contains__(self, sandbox: str) -> bool:
-        """Whether it is being looked after."""
-        return sandbox in self._live
+    def __contains__(self, name: str) -> bool:
+        """Whether the sandbox that was made under that name is being looked after."""
+        return any(sandbox.record.made_as == name for sandbox, _ in self._live.values())
 
     def __len__(self) -> int:
         return len(self._live)
@@ -51,10 +51,10 @@ class Registry:
         return sorted([*self._ended, *live] if all else live, key=lambda sandbox: sandbox.record.created_at)
 
     def get(self, prefix: str) -> Sandbox:
-        """The one whose id begins so. Raises NotFound when there is none, or more than one."""
+        """The one whose id or ``made_as`` begins so. Raises NotFound when there is none, or more than one."""
         known = self.sandboxes(all=True)
-        found = [sandbox for sandbox in known if sandbox.id == prefix] or [
-            sandbox for sandbox in known if prefix and sandbox.id.startswith(prefix)
+        found = [sandbox for sandbox in known if prefix in sandbox.names] or [
+            sandbox for sandbox in known if prefix and any(name.startswith(prefix) for name in sandbox.names)
         ]
         if len(found) != 1:
             what = f"{len(found)} sandboxes have ids that begin" if found else "no sandbox has an id that begins"

@@ -22,6 +22,7 @@ from aircell.daemon.images import ImageStore
 from aircell.daemon.launcher import Launcher
 from aircell.daemon.notify import notify
 from aircell.daemon.operations import Operations
+from aircell.daemon.pool import Pools
 from aircell.daemon.private_images import PrivateImages
 from aircell.daemon.reaper import Reaper
 from aircell.daemon.registry import Registry
@@ -58,13 +59,14 @@ async def run(config: Config) -> None:
 async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd | None) -> None:
     registry = Registry()
     images = _images(config)
-    launcher = Launcher(config, engines, images, registry)
-    reaper = Reaper(config, engines, launcher, registry, containerd)
-    operations = Operations(config, engines, images, registry, launcher, reaper)
+    pools = Pools(config, engines)
+    launcher = Launcher(config, engines, images, registry, pools)
+    reaper = Reaper(config, engines, launcher, registry, pools, containerd)
+    operations = Operations(config, engines, images, registry, launcher, pools, reaper)
     server = Server(Path(config.socket_path), config.socket_group, operations)
     await reaper.sweep()
     server.listen()
-    work = [asyncio.create_task(server.serve()), asyncio.create_task(reaper.run())]
+    work = [asyncio.create_task(each) for each in (server.serve(), reaper.run(), pools.run())]
     if config.idle_exit:
         work.append(asyncio.create_task(_idle(config.idle_exit, server, registry)))
     signalled = asyncio.create_task(_signalled())
@@ -79,6 +81,7 @@ async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd
         log.info("aircelld stops; %d sandboxes", len(registry))
         await end(signalled, *work)
         await registry.leave()
+        await pools.drain()
         await server.close()
 
 
