@@ -18,10 +18,10 @@ demo *args:
     @scripts/setup {{ if args =~ "docker" { "docker" } else { "engines" } }}
     @{{ python }} -m demo "$@"
 
-# Run the tests, on real containerd and real Airflow. Takes pytest's options.
+# Run the tests, on real containerd and real Airflow. Takes pytest's options; `-n 0` runs all in one process.
 test *args:
     @scripts/setup tests
-    {{ python }} -m pytest "$@"
+    {{ python }} -m pytest -n 2 --dist loadgroup "$@"
 
 # Hundreds of sandboxes on each engine, of which nothing may be left: five minutes. Takes pytest's options.
 test-engines *args:

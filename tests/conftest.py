@@ -16,10 +16,13 @@ _airflow_home = tempfile.TemporaryDirectory(prefix="aircell-airflow-")
 os.environ["AIRFLOW_HOME"] = _airflow_home.name  # before anything imports airflow, which would write to ~/airflow
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests under a real Airflow come last: it lives to the session's end, and tries tasks again when it likes."""
-    items.sort(key=lambda item: item.nodeid.startswith("tests/airflow/"))
+    """For ``--dist loadgroup``: whatever shares a node or an engine runs in one process, one after the other."""
+    for item in items:
+        if not item.nodeid.startswith("tests/unit/"):
+            group = "airflow" if item.nodeid.startswith("tests/airflow/") else "engines"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

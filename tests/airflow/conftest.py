@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import cases
 from tests.support.airflow_stack import AirflowStack
-from tests.support.node import Node
+from tests.support.node import Node, running
 from tests.support.outcomes import Outcomes, run_all
 
 DAGS = Path(__file__).parent / "dags"
@@ -32,6 +32,13 @@ def canary(name: str) -> str:
 def fernet_key() -> str:
     """A valid Fernet key that is a canary all the same: 32 bytes in URL-safe base64."""
     return base64.urlsafe_b64encode(base64.urlsafe_b64decode(canary("fernet").ljust(43, "x") + "=")).decode()
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """A node for Airflow alone, which runs to the session's end and tries tasks again when it likes."""
+    with running() as node:
+        yield node
 
 
 @pytest.fixture(scope="session")

@@ -333,19 +333,20 @@ def hangs(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def node() -> Iterator[Node]:
     """A node with the image ``base``, for all tests."""
-    with _running() as node:
+    with running() as node:
         yield node
 
 
 @pytest.fixture
 def new_node() -> Iterator[Node]:
     """A node with the image ``base``, for one test alone."""
-    with _running() as node:
+    with running() as node:
         yield node
 
 
 @contextlib.contextmanager
-def _running() -> Iterator[Node]:
+def running() -> Iterator[Node]:
+    """A node with the image ``base``."""
     node = Node()
     try:
         node.start()
