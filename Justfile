@@ -21,7 +21,7 @@ demo *args:
 # Run the tests, on real containerd and real Airflow. Takes pytest's options; `-n 0` runs all in one process.
 test *args:
     @scripts/setup tests
-    {{ python }} -m pytest -n 2 --dist loadgroup "$@"
+    {{ python }} -m pytest -n 2 "$@"
 
 # Hundreds of sandboxes on each engine, of which nothing may be left: five minutes. Takes pytest's options.
 test-engines *args:

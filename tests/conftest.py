@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Generator
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no types
 
 pytest_plugins = ["tests.support.node", "tests.contract.equivalence"]
 
@@ -16,13 +18,18 @@ _airflow_home = tempfile.TemporaryDirectory(prefix="aircell-airflow-")
 os.environ["AIRFLOW_HOME"] = _airflow_home.name  # before anything imports airflow, which would write to ~/airflow
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: whatever shares a node or an engine runs in one process, one after the other."""
-    for item in items:
-        if not item.nodeid.startswith("tests/unit/"):
-            group = "airflow" if item.nodeid.startswith("tests/airflow/") else "engines"
-            item.add_marker(pytest.mark.xdist_group(group))
+class _Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # of the same reason
+    """Of two processes: what shares a node or an engine runs in one of them, one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = nodeid.split("/")[1]
+        if folder == "unit":
+            return nodeid.partition("::")[0]
+        return "airflow" if folder == "airflow" else "engines"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduler:
+    return _Scheduler(config, log)
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
