@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 PROGRESS_SECONDS = 10.0
-"""At most one line about a pull in this time."""
+"""At most one line about a pull, or a build, in this time."""
 _BLAME: Mapping[Family, str] = {
     "refused": "Refused, by the node's policy or by the configuration",
     "user": "The image failed, or what is in it",
@@ -39,6 +39,8 @@ class LaunchLog:
         state = event.get("event")
         if state == State.PULLING:
             self._pulling(event)
+        elif state == State.BUILDING:
+            self._building(event)
         elif state == State.CREATING:
             self._log.info(
                 "Sandbox image is on the node", image=event.get("image"), digest=event.get("digest"), logger="aircell"
@@ -71,9 +73,8 @@ class LaunchLog:
             level(reason, out_of_memory=exit.oom_killed, logger="aircell")
 
     def _pulling(self, event: Mapping[str, Any]) -> None:
-        if self._clock() < self._progress_due:
+        if not self._due():
             return
-        self._progress_due = self._clock() + PROGRESS_SECONDS
         self._log.info(
             "Pulling the sandbox's image",
             image=event.get("image"),
@@ -82,6 +83,24 @@ class LaunchLog:
             seconds=self._seconds(),
             logger="aircell",
         )
+
+    def _building(self, event: Mapping[str, Any]) -> None:
+        if self._due():
+            self._log.info(
+                "Building the sandbox's image",
+                image=event.get("image"),
+                base=event.get("base"),
+                line=event.get("line"),
+                seconds=self._seconds(),
+                logger="aircell",
+            )
+
+    def _due(self) -> bool:
+        """Whether it is time for another line about progress; if so, the next is due later."""
+        if self._clock() < self._progress_due:
+            return False
+        self._progress_due = self._clock() + PROGRESS_SECONDS
+        return True
 
     def _seconds(self) -> float:
         return round(self._clock() - self._started, 3)

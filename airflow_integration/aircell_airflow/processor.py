@@ -60,8 +60,8 @@ class SandboxedFileProcessor(SandboxedProcess, DagFileProcessorProcess):
     _process: PendingLaunch | SandboxTracker  # type: ignore[assignment]
     failure: AircellError | None = None
     """Why the file could not be parsed, for which the file is not to blame; final once ``is_ready``."""
-    pulling: str | None = None
-    """The image, while it is being pulled."""
+    awaited_image: str | None = None
+    """The image, while it is being pulled or built."""
     parked: bool = False
     """Once the sandbox is ready, it is to wait for ``unpark``."""
     _refused: bool = False
@@ -125,7 +125,7 @@ class SandboxedFileProcessor(SandboxedProcess, DagFileProcessorProcess):
 
     def _on_launch_event(self, event: Mapping[str, Any]) -> None:
         super()._on_launch_event(event)
-        self.pulling = event.get("image") if event.get("event") == State.PULLING else None
+        self.awaited_image = event.get("image") if event.get("event") in (State.PULLING, State.BUILDING) else None
 
     def _on_ready(self, facts: Mapping[str, Any]) -> None:
         self._facts = facts

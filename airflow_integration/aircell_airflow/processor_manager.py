@@ -1,7 +1,7 @@
 """The DAG processor's loop, as far as sandboxes change it.
 
-A file whose sandbox failed keeps its DAGs. A file whose image is being pulled gives its slot to another. A file that
-claims another file's DAG is refused.
+A file whose sandbox failed keeps its DAGs. A file whose image is being pulled or built gives its slot to another. A
+file that claims another file's DAG is refused.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class SandboxedDagFileProcessorManager(DagFileProcessorManager):
 
     _failing: set[tuple[str, Path]] = attrs.field(factory=set, init=False)
     """Presence keys of files whose last parse failed for a reason that is not theirs."""
-    _pulls: dict[str, tuple[DagFileInfo, SandboxedFileProcessor]] = attrs.field(factory=dict, init=False)
+    _awaited: dict[str, tuple[DagFileInfo, SandboxedFileProcessor]] = attrs.field(factory=dict, init=False)
     """Image -> the file whose sandbox waits for it, outside of the slots."""
     _waiting: dict[DagFileInfo, str] = attrs.field(factory=dict, init=False)
-    """Files that come back into the queue when the pull of their image has ended."""
+    """Files that come back into the queue when their image has been pulled or built."""
     _callback_retries: dict[DagFileInfo, float] = attrs.field(factory=dict, init=False)
     """Files with callbacks that come back into the queue at a time (monotonic)."""
 
@@ -117,41 +117,43 @@ class SandboxedDagFileProcessorManager(DagFileProcessorManager):
         self._failing -= {file.presence_key for file in before - set(self._processors)}
 
     def _collect_results(self) -> None:
-        self._set_pulls_aside()
+        self._set_aside()
         super()._collect_results()  # type: ignore[no-untyped-call]
 
-    def _set_pulls_aside(self) -> None:
+    def _set_aside(self) -> None:
         """One sandbox waits for each image; the others that need it are given up and their files come back later."""
         for file, processor in list(self._processors.items()):
-            image = processor.pulling
+            image = processor.awaited_image
             if image is None or processor.failure is not None:
                 continue
             del self._processors[file]
-            if image in self._pulls:
+            if image in self._awaited:
                 self._waiting[file] = image
                 if processor.had_callbacks:
                     self._callback_to_execute[file] += processor.request.callback_requests
                 processor.close()
             else:
                 processor.parked = True
-                self._pulls[image] = (file, processor)
+                self._awaited[image] = (file, processor)
 
     def _start_new_processes(self) -> None:
-        self._take_pulls_back()
+        self._take_back()
         now = time.monotonic()
         due = [file for file, at in self._callback_retries.items() if at <= now]
         for file in due:
             del self._callback_retries[file]
         self._add_files_to_queue(due, mode="front")
-        for file in (*self._waiting, *(file for file, _ in self._pulls.values())):
+        for file in (*self._waiting, *(file for file, _ in self._awaited.values())):
             self._file_queue.pop(file, None)
         super()._start_new_processes()  # type: ignore[no-untyped-call]
 
-    def _take_pulls_back(self) -> None:
-        for image, (file, processor) in list(self._pulls.items()):
-            if len(self._processors) >= self._parallelism or (processor.pulling and not processor.is_ready):
+    def _take_back(self) -> None:
+        for image, (file, processor) in list(self._awaited.items()):
+            if len(self._processors) >= self._parallelism or (
+                processor.awaited_image == image and not processor.is_ready
+            ):
                 continue
-            del self._pulls[image]
+            del self._awaited[image]
             self._processors[file] = processor
             processor.unpark()
             back = [other for other, wanted in self._waiting.items() if wanted == image]
@@ -161,7 +163,7 @@ class SandboxedDagFileProcessorManager(DagFileProcessorManager):
 
     def terminate(self) -> None:
         super().terminate()  # type: ignore[no-untyped-call]
-        for _, processor in self._pulls.values():
+        for _, processor in self._awaited.values():
             processor.kill(signal.SIGKILL, escalation_delay=0)
             processor.close()
-        self._pulls.clear()
+        self._awaited.clear()

@@ -69,7 +69,7 @@ class Client:
         is in the sandbox's ``error``.
         """
         connection = self._connect()
-        ours, theirs = _channels()
+        ours, theirs = socket_pairs()
         try:
             reader = protocol.FrameReader()
             fds = [end.fileno() for end in theirs]
@@ -127,7 +127,7 @@ class Client:
         return DaemonUnavailable(what, hint="Look at aircelld's log; it may be restarting or overloaded.")
 
 
-def _channels() -> tuple[list[socket.socket], list[socket.socket]]:
+def socket_pairs() -> tuple[list[socket.socket], list[socket.socket]]:
     """Our ends and theirs, in the order of ``protocol.CHANNELS``; the lifeline keeps packets apart."""
     ours, theirs = [], []
     for name in protocol.CHANNELS:

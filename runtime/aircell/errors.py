@@ -87,6 +87,10 @@ class ImagePlatformMismatch(ImageError):
     """The image has no variant for this node's operating system and architecture."""
 
 
+class BuildFailed(ImageError):
+    """The image could not be made from what was asked for; ``detail`` has the end of the builder's output."""
+
+
 class StartupFailed(UserError):
     """The sandbox was made, but what the image holds never became ready; ``detail`` has the tail of its log."""
 
@@ -121,6 +125,10 @@ class CredentialsUnavailable(Unavailable):
 
 class RightsUnknown(Unavailable):
     """The registry could not be asked whether these credentials may have an image that is on the node."""
+
+
+class BuildUnavailable(Unavailable):
+    """The image could not be made for a reason that may pass or that the node's operator mends."""
 
 
 class EngineError(AircellError):

@@ -39,6 +39,9 @@ class Policy(Model):
     """What this node permits. Patterns are shell patterns (``*``, ``?``, ``[...]``) on the whole value."""
 
     images: tuple[str, ...] = ("*",)
+    requirements: Literal["none", "wheels", "any"] = "wheels"
+    """What may be installed on top of an image at an author's wish. ``wheels`` are unpacked and run nothing; ``any``
+    also builds packages from source, whose code then sees how pip reaches this node's package index."""
     pull_policies: tuple[Literal["always", "missing", "never"], ...] = ("always", "missing", "never")
     users: tuple[str, ...] = ("*",)
     root: bool = False
@@ -67,6 +70,7 @@ class Policy(Model):
         security = spec.security
         _require("image", spec.image, self.images, "policy.images")
         _require("pull_policy", spec.pull_policy, self.pull_policies, "policy.pull_policies")
+        self._check_requirements(spec)
         self._check_user(spec)
         _require("network", spec.network, self.networks, "policy.networks")
         _require("security.profile", security.profile, self.profiles, "policy.profiles")
@@ -113,6 +117,13 @@ class Policy(Model):
                         f"the worker's mount of {mount.source} would show {path}, which is protected on this node.",
                         hint="Move the DAG bundle elsewhere, or change `policy.protected` of aircelld's configuration.",
                     )
+
+    def _check_requirements(self, spec: SandboxSpec) -> None:
+        if spec.requirements and self.requirements == "none":
+            raise RefusedByPolicy(
+                "requirements: nothing may be installed on top of an image on this node.",
+                hint="Name an image that has it, or set `policy.requirements: wheels` in aircelld's configuration.",
+            )
 
     def _check_user(self, spec: SandboxSpec) -> None:
         if not self.root and (spec.user == "root" or (spec.user.isdecimal() and int(spec.user) == 0)):

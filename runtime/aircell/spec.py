@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from aircell.requirements import MAX_LINES, problem
+
 RUN_DIR = "/run/aircell"
 """Where the agent, the runner and the gate socket appear in the sandbox, read-only."""
 
@@ -52,9 +54,16 @@ def _env_names(value: Mapping[str, str]) -> Mapping[str, str]:
     return value
 
 
+def _requirement(value: str) -> str:
+    if wrong := problem(value):
+        raise ValueError(wrong)
+    return value
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**63)]
 """A number of bytes; ``512Mi`` and the like are accepted."""
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+Requirement = Annotated[str, AfterValidator(_requirement)]
 Environment = Annotated[dict[str, str], AfterValidator(_env_names)]
 Labels = dict[str, str]
 
@@ -114,6 +123,8 @@ class SandboxSpec(Model):
     pull_policy: Literal["always", "missing", "never"] = "missing"
     registry_credentials: str | None = None
     """Name of credentials that aircelld's configuration holds; never the credentials themselves."""
+    requirements: Annotated[tuple[Requirement, ...], Field(max_length=MAX_LINES)] = ()
+    """What pip is to add to the image, a requirement each; aircelld makes that image once, see ``docs/metadata.md``."""
     python: str = "python3"
     """The interpreter in the image: a name on its PATH or an absolute path."""
     preload: tuple[str, ...] = ()
@@ -187,7 +198,7 @@ class LaunchRequest(Model):
     backend: str = "cri"
     spec: SandboxSpec
     job: Job
-    role: Literal["task", "parse", "callback", "run"] = "run"
+    role: Literal["task", "parse", "callback", "run", "build"] = "run"
     mounts: tuple[Mount, ...] = ()
     """Read-only mounts that the worker itself vouches for (the DAG bundle). Only the worker's own code may fill
     this; what a DAG author asks for is in ``spec.mounts`` and is subject to the policy's allow-list."""

@@ -15,6 +15,8 @@ class State(str, enum.Enum):
     QUEUED = "queued"
     """Accepted; nothing exists on the engine."""
     PULLING = "pulling"
+    BUILDING = "building"
+    """The image gets the requirements of the spec."""
     CREATING = "creating"
     """The pod sandbox and the container are being made; both may exist already."""
     STARTING = "starting"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from aircell.backends.base import Backend, PullProgress, RegistryAuth
 from aircell.errors import (
+    AircellError,
     ImageNotFound,
     ImagePlatformMismatch,
     ImagePullFailed,
     ImageUnauthorized,
     InvalidSpec,
 )
+from images.docker_archive import docker_archive
 from tests.contract.engines import Running
 from tests.contract.harness import IMAGE, Harness
 from tests.support.registry import Image, Registry, serving
@@ -130,3 +136,31 @@ async def test_a_sandbox_from_a_pulled_image(harness: Harness, registry: Registr
     assert info.running
     await harness.backend.remove(sandbox)
     await harness.backend.remove_image(registry.reference())
+
+
+async def test_a_layer_on_an_image(harness: Harness, tmp_path: Path) -> None:
+    layer, name = tmp_path / "layer.tar", "localhost/aircell/layered:test"
+    with tarfile.open(layer, "w") as archive:
+        entry = tarfile.TarInfo("opt/added/file")
+        entry.size = 5
+        archive.addfile(entry, io.BytesIO(b"added"))
+    image = await harness.backend.add_layer(harness.image, layer, name, {"PATH": "/opt/added", "NEW": "/opt/added"})
+    assert image.tags == (name,)
+    harness.image = image
+    look = "import json, os; print(json.dumps([open('/opt/added/file').read(), os.environ['PATH'], os.environ['NEW']]))"
+    content, path, new = await harness.report(look)
+    assert (content, new) == ("added", "/opt/added")
+    assert path.startswith("/opt/added:/usr/local/sbin:")
+    await harness.backend.remove(harness.made[-1])
+    await harness.backend.remove_image(name)
+    assert await harness.backend.image(name) is None
+
+
+async def test_an_image_from_an_archive(backend: Backend) -> None:
+    name = "localhost/aircell/old-python:test"
+    with docker_archive("old-python").open("rb") as archive:
+        image = await backend.load(archive, name)
+    assert image == await backend.image(name)
+    await backend.remove_image(name)
+    with tempfile.TemporaryFile() as empty, pytest.raises(AircellError):
+        await backend.load(empty, name)

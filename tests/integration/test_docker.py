@@ -15,6 +15,8 @@ from aircell.status import ExitStatus
 from tests.support.docker_node import DockerNode
 from tests.support.images import reference
 from tests.support.jobs import Worker, events, request, text
+from tests.support.node import run
+from tests.support.package_index import PASSWORD, serving
 
 AIRCELL = str(Path(sys.executable).with_name("aircell"))
 
@@ -100,3 +102,16 @@ def test_another_backend_is_not_there(node: DockerNode) -> None:
 
 def test_nothing_is_left(node: DockerNode) -> None:
     node.clean()
+
+
+def test_requirements(node: DockerNode) -> None:
+    look = "import greeting, os; print(greeting.__file__, os.environ['PYTHONPATH'], os.environ['PATH'])"
+    with serving({"greeting": ""}) as index:
+        node.pip_conf.write_text(index.pip_conf(node.gateway))
+        with node.launch("python3", "-c", look, requirements=("greeting",)) as sandbox:
+            came = events(sandbox, 90)
+            file, python_path, path = text(sandbox.stdout).split()
+    assert (file, python_path) == ("/opt/aircell/requirements/greeting.py", "/opt/aircell/requirements")
+    assert path.startswith("/opt/aircell/requirements/bin:/")
+    image = next(event["image"] for event in came if event["event"] == "building")
+    assert PASSWORD not in run("docker", "--host", node.dockerd.host, "history", "--no-trunc", image)

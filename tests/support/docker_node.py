@@ -41,6 +41,10 @@ class DockerNode(Node):
             self._loaded.add(name)
         return reference(name)
 
+    @property
+    def gateway(self) -> str:
+        return self.dockerd.address
+
     def launch(self, *argv: str, **spec: Any) -> Sandbox:
         return self.client.launch({**request(*argv, **spec), "backend": "docker"})
 

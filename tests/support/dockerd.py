@@ -32,6 +32,11 @@ class Dockerd:
     def host(self) -> str:
         return f"unix://{self.socket}"
 
+    @property
+    def address(self) -> str:
+        """This machine's on the bridge."""
+        return self._address.partition("/")[0]
+
     def start(self) -> None:
         """Returns once it answers."""
         run("ip", "link", "add", self.bridge, "type", "bridge")

@@ -44,6 +44,8 @@ class Node:
         self.state = self.root / "s"
         self.containerd_socket = str(self.root / "r" / "containerd" / "containerd.sock")
         self.log = self.root / "aircelld.log"
+        self.pip_conf = self.root / "pip.conf"
+        """pip's configuration where aircelld runs; may be written at any time."""
         self.bridge = self.tag[:15]
         self.config: dict[str, Any] = {
             "socket_path": self.socket,
@@ -93,7 +95,9 @@ class Node:
             self._process = psutil.Process(Client(self.socket, autostart=argv).ask("hello")["pid"])
             return
         with self.log.open("ab") as log:
-            self._process = psutil.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/")
+            self._process = psutil.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=self._environment()
+            )
         self.wait_until(self._answers, "aircelld answers", START_SECONDS)
 
     def stop(self) -> int:
@@ -206,6 +210,17 @@ class Node:
             return next(answers)
         finally:
             answers.close()
+
+    @property
+    def gateway(self) -> str:
+        """This machine's address on the network ``pod``."""
+        subnet: str = self.config["containerd"]["subnet"]
+        return subnet.replace(".0/24", ".1")
+
+    def _environment(self) -> dict[str, str]:
+        """aircelld's, with a configuration of pip that is the tests' own."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        return {**ours, "PIP_CONFIG_FILE": str(self.pip_conf)}
 
     def _images(self) -> set[str]:
         return {tag for image in self.answer("images")["images"] for tag in image["tags"]}

@@ -34,7 +34,7 @@ def test_every_key_of_the_spec_is_in_the_metadata_page_and_no_other() -> None:
     for first, *_ in rows("metadata.md"):
         for name in re.findall(r"`([a-z_.]+)`", first):
             documented.append(documented[-1].split(".")[0] + name if name.startswith(".") else name)
-    expected = {"environment", "volumes"}
+    expected = {"environment", "volumes", "requirements_file"}
     for name, field in SandboxSpec.model_fields.items():
         default = field.get_default(call_default_factory=True)
         expected |= {f"{name}.{part}" for part in type(default).model_fields} if isinstance(default, Model) else {name}

@@ -113,3 +113,13 @@ def test_the_end_says_what_a_code_does_not(
     log.ended(exit)
     assert [level for level, _, _ in lines] == [level for level, _ in said]
     assert all(expected in text for (_, text, _), (_, expected) in zip(lines, said, strict=True))
+
+
+def test_a_build_says_what_pip_said_last(log: LaunchLog, lines: Lines, clock: Clock) -> None:
+    for second in range(15):
+        clock.now = 100.0 + second
+        log.event({"event": "building", "image": "made:1", "base": "team/etl:7", "line": f"line {second}"})
+    assert [(text, fields["line"], fields["seconds"]) for _, text, fields in lines] == [
+        ("Building the sandbox's image", "line 0", 0.0),
+        ("Building the sandbox's image", "line 10", 10.0),
+    ]

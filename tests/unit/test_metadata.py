@@ -261,3 +261,40 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(bundle: Path, seed: 
 
 def said(values: dict[str, Any]) -> resolve.Fields:
     return resolve.say(values, lambda _: "a test")
+
+
+def test_requirements_here_and_in_a_file(bundle: Path) -> None:
+    write(bundle / ".aircell.yaml", "sandbox: {requirements: [pandas]}")
+    write(bundle / "team/needs.txt", "# comment\nhumanize==4.0\n")
+    write(bundle / "team/dag.yaml", "sandbox: {requirements_file: needs.txt}")
+    write(bundle / "other.yaml", "sandbox: {task: {requirements_file: team/needs.txt}, requirements: [a]}")
+    assert values(bundle / "x.py", bundle) == {"requirements": ["pandas"]}
+    assert values(bundle / "team/dag.py", bundle) == {"requirements": ["humanize==4.0"]}
+    assert values(bundle / "other.py", bundle, "parse") == {"requirements": ["a"]}
+    assert values(bundle / "other.py", bundle) == {"requirements": ["humanize==4.0"]}
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("requirements_file: ../outside.txt", r"dag.yaml:1: requirements_file: .*lies outside of the bundle"),
+        ("requirements_file: /etc/passwd", "lies outside of the bundle"),
+        ("requirements_file: link.txt", "is a symbolic link out of the bundle"),
+        ("requirements_file: missing.txt", "dag.yaml:1: requirements_file: there is no file"),
+        ("requirements_file: [a]", "must be the path of a file"),
+        ("{requirements_file: good.txt, requirements: [a]}", "the same as requirements"),
+        ("requirements_file: option.txt", r"option.txt:2: the option --index-url"),
+        ("requirements_file: binary.txt", "is not UTF-8"),
+        ("requirements: pandas", "dag.yaml:1: requirements:"),
+        ("requirements: ['-r x']", r"requirements.0: .*is no requirement"),
+    ],
+)
+def test_requirements_that_are_refused(bundle: Path, said: str, why: str) -> None:
+    write(bundle.parent / "outside.txt", "secret\n")
+    (bundle / "link.txt").symlink_to(bundle.parent / "outside.txt")
+    write(bundle / "good.txt", "a\n")
+    write(bundle / "option.txt", "a\nb --index-url=http://evil\n")
+    write(bundle / "binary.txt", b"\xff\xfe")
+    write(bundle / "dag.yaml", f"sandbox: {said if said.startswith('{') else '{' + said + '}'}")
+    with pytest.raises(InvalidSpec, match=why):
+        values(bundle / "dag.py", bundle)

@@ -26,6 +26,7 @@ def test_the_defaults_of_a_spec_are_permitted_by_the_defaults_of_a_policy() -> N
     [
         ({}, {"images": ["registry.example/other/*"]}, "policy.images"),
         ({"pull_policy": "always"}, {"pull_policies": ["missing"]}, "policy.pull_policies"),
+        ({"requirements": ["pandas"]}, {"requirements": "none"}, "policy.requirements"),
         ({"user": "0"}, {}, "policy.root"),
         ({"user": "000"}, {}, "policy.root"),
         ({"user": "root"}, {}, "policy.root"),

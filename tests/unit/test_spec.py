@@ -15,6 +15,7 @@ def test_defaults_are_the_restricted_standard() -> None:
         "image": "i",
         "pull_policy": "missing",
         "registry_credentials": None,
+        "requirements": (),
         "python": "python3",
         "preload": (),
         "env": {},

@@ -13,7 +13,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import BinaryIO, ClassVar
 
 from aircell.spec import Mount, SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
@@ -110,6 +111,15 @@ class Backend(abc.ABC):
         self, reference: str, auth: RegistryAuth | None, progress: Callable[[PullProgress], None]
     ) -> ImageInfo:
         """Pulls. Raises an :class:`~aircell.errors.ImageError`, or ImagePullFailed when another try may succeed."""
+
+    @abc.abstractmethod
+    async def load(self, archive: BinaryIO, reference: str) -> ImageInfo:
+        """Takes up the image ``reference`` from an archive as ``docker save`` makes it. Raises EngineError."""
+
+    @abc.abstractmethod
+    async def add_layer(self, base: ImageInfo, layer: Path, reference: str, paths: Mapping[str, str]) -> ImageInfo:
+        """Makes the image ``reference``: ``base``, on the node, with the tar archive ``layer`` on top. ``paths`` are
+        put in front of the variables of that name in the image's environment. Raises EngineError."""
 
     @abc.abstractmethod
     async def remove_image(self, reference: str) -> None:

@@ -14,7 +14,7 @@ from rich.status import Status
 from aircell.cli import output
 from aircell.status import State
 
-_BEFORE_THE_JOB = {State.QUEUED, State.PULLING, State.CREATING, State.STARTING}
+_BEFORE_THE_JOB = {State.QUEUED, State.PULLING, State.BUILDING, State.CREATING, State.STARTING}
 
 
 class Reporter:
@@ -60,6 +60,8 @@ def describe(event: Mapping[str, Any]) -> str:
         words.append(event["image"])
     if event.get("total"):
         words.append(f"({output.size(event['done'])} of {output.size(event['total'])})")
+    if event.get("line"):
+        words.append(event["line"])
     return " ".join(words)
 
 

@@ -95,6 +95,11 @@ class ManagedContainerd:
         return set((await self._ctr("containers", "list", "--quiet", timeout=30)).split())
 
     @property
+    def ctr(self) -> str:
+        """The client that came with it. Raises EngineUnavailable when there is none."""
+        return self._program("ctr")
+
+    @property
     def pid(self) -> int | None:
         """containerd's process, or None when it is not running."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
@@ -204,7 +209,7 @@ class ManagedContainerd:
             await asyncio.sleep(0.05)
 
     async def _ctr(self, *arguments: str, timeout: float = _LOAD_TIMEOUT) -> str:
-        argv = [self._program("ctr"), "--address", str(self.socket), "--namespace", "k8s.io", *arguments]
+        argv = [self.ctr, "--address", str(self.socket), "--namespace", "k8s.io", *arguments]
         return await _run(argv, timeout=timeout)
 
     async def _restart_when_it_dies(self) -> None:

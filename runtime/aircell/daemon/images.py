@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
 from aircell.backends.base import Backend, PullProgress, RegistryAuth
 from aircell.daemon.credentials import Keyring
 from aircell.daemon.private_images import PrivateImages
 from aircell.daemon.rights import Rights, unauthorized
+from aircell.daemon.shared_work import SharedWork
 from aircell.errors import AircellError, ImageNotFound, ImageUnauthorized, RegistryFailed
 from aircell.reference import Reference
 from aircell.status import ImageInfo
@@ -25,15 +24,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[PullProgress], None]
 PullPolicy = Literal["always", "missing", "never"]
 
-_PROGRESS_INTERVAL = 0.5
 _PAUSES = (1.0, 4.0)
 """Seconds before each further try of a pull that a registry broke off."""
-
-
-@dataclass
-class _Pull:
-    task: asyncio.Future[ImageInfo]
-    listeners: list[Progress] = field(default_factory=list)
 
 
 class ImageStore:
@@ -43,7 +35,7 @@ class ImageStore:
         self._keyring = keyring
         self._rights = rights
         self._private = private
-        self._pulls: dict[tuple[str, str, str | None], _Pull] = {}
+        self._pulls: SharedWork[PullProgress, ImageInfo] = SharedWork()
 
     async def ensure(
         self, backend: Backend, reference: str, policy: PullPolicy, credentials: str | None, progress: Progress
@@ -67,33 +59,12 @@ class ImageStore:
         return image
 
     async def _pull(self, backend: Backend, reference: str, credentials: str | None, progress: Progress) -> ImageInfo:
-        key = (backend.name, reference, credentials)
-        pull = self._pulls.get(key)
-        if pull is None:
-            pull = self._pulls[key] = self._begin(backend, reference, credentials)
-            pull.task.add_done_callback(lambda _: self._forget(key, pull))
         progress(PullProgress())
-        pull.listeners.append(progress)
-        try:
-            return await asyncio.shield(pull.task)
-        finally:
-            pull.listeners.remove(progress)
-            if not pull.listeners:
-                self._forget(key, pull)  # at once, so that whoever comes next does not join a cancelled pull
-                pull.task.cancel()
-
-    def _begin(self, backend: Backend, reference: str, credentials: str | None) -> _Pull:
-        told = time.monotonic()
-
-        def report(progress: PullProgress) -> None:
-            nonlocal told
-            if time.monotonic() - told >= _PROGRESS_INTERVAL:
-                told = time.monotonic()
-                for listener in pull.listeners:
-                    listener(progress)
-
-        pull = _Pull(asyncio.ensure_future(self._fetch(backend, reference, credentials, report)))
-        return pull
+        return await self._pulls.join(
+            (backend.name, reference, credentials),
+            lambda report: self._fetch(backend, reference, credentials, report),
+            progress,
+        )
 
     async def _fetch(self, backend: Backend, reference: str, credentials: str | None, report: Progress) -> ImageInfo:
         """Pulls, and remembers what took credentials."""
@@ -119,10 +90,6 @@ class ImageStore:
         known = self._private.ids(backend.name)
         listed = await backend.images()
         self._private.forget(backend.name, known - {each.id for each in listed})
-
-    def _forget(self, key: tuple[str, str, str | None], pull: _Pull) -> None:
-        if self._pulls.get(key) is pull:
-            del self._pulls[key]
 
 
 async def _persistently(backend: Backend, reference: str, auth: RegistryAuth | None, report: Progress) -> ImageInfo:

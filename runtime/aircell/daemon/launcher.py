@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from aircell.backends.base import Backend, PullProgress
 from aircell.daemon.bringup import LAST_WORDS, BringUp
@@ -25,6 +26,7 @@ from aircell.daemon.paths import on_node
 from aircell.daemon.pool import Pools
 from aircell.daemon.record import Record, Sandbox, Stopped
 from aircell.daemon.registry import Registry
+from aircell.daemon.requirements import RequirementImages, refuse_by_name
 from aircell.daemon.shape import Shape
 from aircell.errors import AircellError, DaemonUnavailable, NotFound, StartupFailed
 from aircell.spec import LaunchRequest, Mount
@@ -36,6 +38,8 @@ OWNER_GRACE = 5.0
 """Seconds beyond ``stop_grace`` in which an agent must have ended the job of a worker that is gone."""
 HAND_OVER_TIMEOUT = 10.0
 """Seconds for an agent that is ready to take its job."""
+_SELDOM = ("run", "build")
+"""Roles of what is seldom started again: by hand, or once for each image."""
 RETRY = 1.0
 """Seconds between two questions to an engine that does not answer."""
 
@@ -56,6 +60,9 @@ class Launch:
     def report_pull(self, progress: PullProgress) -> None:
         self.sandbox.publish(State.PULLING, image=self.request.spec.image, done=progress.done, total=progress.total)
 
+    def report_build(self, image: str, line: str) -> None:
+        self.sandbox.publish(State.BUILDING, image=image, base=self.request.spec.image, line=line)
+
     def close(self) -> None:
         """Gives back descriptors and gate. Idempotent."""
         self.channels.close()
@@ -72,6 +79,7 @@ class Launcher:
         self._images = images
         self._registry = registry
         self._pools = pools
+        self._requirements = RequirementImages(config.policy, Path(config.state_dir), self.launch)
 
     def launch(self, request: LaunchRequest, channels: Channels, owner: Owner) -> Sandbox:
         """Accepts a request and returns; ``channels`` belong to the sandbox from then on, unless this raises.
@@ -81,6 +89,7 @@ class Launcher:
         config, policy = self._config, self._config.policy
         backend = self._engines.get(request.backend)
         policy.check(request.spec)
+        refuse_by_name(request.spec.image)
         asked = on_node(request.spec.mounts, config.path_map)
         policy.check_mounts(asked)
         vouched = on_node(request.mounts, config.path_map)
@@ -116,7 +125,7 @@ class Launcher:
             shape = await self._begin(launch)
             launch.channels.close()
             sandbox.publish(State.RUNNING, kind=sandbox.record.kind)
-            if launch.request.role != "run":  # what a human starts by hand is seldom started again
+            if launch.request.role not in _SELDOM:
                 self._pools.served(shape, sandbox.record.kind, sandbox.age())
             ending = await self._watch(sandbox, launch.gate)
         except Stopped as stopped:
@@ -160,6 +169,8 @@ class Launcher:
         image = await self._images.ensure(
             launch.backend, spec.image, spec.pull_policy, spec.registry_credentials, launch.report_pull
         )
+        if spec.requirements:
+            image = await self._requirements.ensure(launch.backend, image, spec, launch.report_build)
         return Shape.of(launch.request, image, launch.mounts, launch.sandbox.record.owner.uid)
 
     async def _make(self, launch: Launch, shape: Shape) -> Gate:

@@ -251,8 +251,7 @@ class Pools:
     def _drain_other_digests(self, shape: Shape) -> None:
         """The reference means another image now: nothing of the old one is wanted any more."""
         for pool in list(self._pools.values()):
-            old = pool.shape
-            if (old.backend, old.spec.image) == (shape.backend, shape.spec.image) and old.image.id != shape.image.id:
+            if _named(pool.shape) == _named(shape) and pool.shape.image.id != shape.image.id:
                 self._end(pool)
 
     def _end(self, pool: Pool) -> None:
@@ -286,3 +285,8 @@ def _percentile(values: deque[float], percent: int) -> float | None:
     if len(values) < 2:
         return next(iter(values), None)
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def _named(shape: Shape) -> tuple[object, ...]:
+    """By what its image was asked for."""
+    return shape.backend, shape.spec.image, shape.spec.requirements

@@ -133,7 +133,8 @@ def _backends(config: Config, containerd: ManagedContainerd | None) -> dict[str,
     """Their settings, with our own containerd behind ``cri``."""
     if containerd is None:
         return config.backends
-    return {**config.backends, "cri": {**config.backends.get("cri", {}), "socket": str(containerd.socket)}}
+    ours = {"socket": str(containerd.socket), "ctr": containerd.ctr}
+    return {**config.backends, "cri": {**config.backends.get("cri", {}), **ours}}
 
 
 async def _clear(engines: Engines) -> None:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import BinaryIO, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,9 +22,10 @@ from aircell.backends.cri import cgroups, engine, log_format, translate
 from aircell.backends.cri.calls import Calls
 from aircell.backends.cri.client import CriClient
 from aircell.backends.cri.config import CriConfig
+from aircell.backends.cri.image_files import ImageFiles
 from aircell.backends.cri.process import ContainerProcess
 from aircell.backends.cri.progress import reported
-from aircell.errors import AircellError, EngineUnavailable, InvalidSpec, NotFound, UnsupportedSpec
+from aircell.errors import AircellError, EngineError, EngineUnavailable, InvalidSpec, NotFound, UnsupportedSpec
 from aircell.spec import SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
 from aircell_cri.v1 import api_pb2 as cri
@@ -38,6 +39,7 @@ SHM = "/dev/shm"  # noqa: S108 - the path inside the sandbox
 
 _ENGINE_FACTS_SECONDS = 60.0
 _SLOW_POLL = 1.0
+_LOADED_POLL = 0.02
 _PATIENCE = 60.0
 """Seconds for which wait() bears an engine that does not answer, such as one that is being restarted."""
 
@@ -54,6 +56,7 @@ class CriBackend(Backend):
             raise InvalidSpec(f"backends.cri of the configuration is malformed: {error}") from error
         self._client = CriClient(self._config.socket)
         self._calls = Calls(self._client, self._config)
+        self._image_files = ImageFiles(self._config)
         self._engine: tuple[float, engine.Engine] | None = None
         self._cgroup_root = Path(self._config.cgroup_root)
         self._node = engine.Node(
@@ -100,6 +103,14 @@ class CriBackend(Backend):
         if image is None:
             raise NotFound(f"the image {reference} was pulled and is gone again.", hint="Does something prune images?")
         return image
+
+    async def load(self, archive: BinaryIO, reference: str) -> ImageInfo:
+        await self._image_files.load(archive)
+        return await self._loaded(reference)
+
+    async def add_layer(self, base: ImageInfo, layer: Path, reference: str, paths: Mapping[str, str]) -> ImageInfo:
+        await self._image_files.add_layer(base.id, layer, reference, paths)
+        return await self._loaded(reference)
 
     async def remove_image(self, reference: str) -> None:
         await self._calls.remove_image(reference)
@@ -177,6 +188,18 @@ class CriBackend(Backend):
         return f"a kubelet (it has the pod {foreign[0].metadata.namespace}/{foreign[0].metadata.name} here)"
 
     # --- Helpers ---
+
+    async def _loaded(self, reference: str) -> ImageInfo:
+        """The CRI part of containerd learns of an image by an event, so a moment later."""
+        end = time.monotonic() + self._config.call_timeout
+        while (image := await self.image(reference)) is None:
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"the image {reference} was loaded, and the engine does not show it.",
+                    hint="Does the archive call it so? Does something prune images?",
+                )
+            await asyncio.sleep(_LOADED_POLL)
+        return image
 
     async def _facts(self) -> engine.Engine:
         """What the engine can do, asked again after a while: it may have been replaced by another version."""

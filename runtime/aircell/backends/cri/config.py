@@ -19,6 +19,8 @@ class CriConfig(Model):
     """Where sandboxes go whose spec names no parent: a path, or a slice where systemd manages control groups."""
     cgroup_root: AbsolutePath = "/sys/fs/cgroup"
     """Where this node mounts its control groups, as aircelld sees it."""
+    ctr: str = "ctr"
+    """containerd's own client, which takes up images that no registry has: a name on PATH or a path."""
     call_timeout: Seconds = 15.0
     """For calls that only ask."""
     make_timeout: Seconds = 120.0

@@ -9,16 +9,17 @@ import asyncio
 import dataclasses
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import BinaryIO, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
 from aircell.backends import mounts
 from aircell.backends.base import Backend, EngineInfo, PullProgress, RegistryAuth, SandboxPlan
-from aircell.backends.docker import engine, translate
+from aircell.backends.docker import engine, layers, translate
 from aircell.backends.docker.client import DockerClient
 from aircell.backends.docker.config import DockerConfig
 from aircell.backends.docker.progress import Meter
@@ -80,10 +81,18 @@ class DockerBackend(Backend):
                 progress(so_far)
 
         await self._client.pull(str(Reference.parse(reference)), translate.auth(auth), heard)
-        image = await self.image(reference)
-        if image is None:
-            raise NotFound(f"the image {reference} was pulled and is gone again.", hint="Does something prune images?")
-        return image
+        return await self._present(reference)
+
+    async def load(self, archive: BinaryIO, reference: str) -> ImageInfo:
+        await self._client.load(archive, reference)
+        return await self._present(reference)
+
+    async def add_layer(self, base: ImageInfo, layer: Path, reference: str, paths: Mapping[str, str]) -> ImageInfo:
+        with tempfile.TemporaryFile(dir=layer.parent) as context:
+            await asyncio.to_thread(layers.write_context, context, base.id, layer, paths)
+            context.seek(0)
+            await self._client.build(context, reference)
+        return await self._present(reference)
 
     async def remove_image(self, reference: str) -> None:
         await self._client.remove_image(translate.tagged(reference))
@@ -142,6 +151,15 @@ class DockerBackend(Backend):
         return None
 
     # --- Helpers ---
+
+    async def _present(self, reference: str) -> ImageInfo:
+        image = await self.image(reference)
+        if image is None:
+            raise NotFound(
+                f"Docker has no image {reference}, though it just took it up.",
+                hint="Does an archive call it otherwise? Does something prune images?",
+            )
+        return image
 
     async def _facts(self) -> engine.Engine:
         """What the engine can do, asked again after a while: it may have been replaced by another version."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import aiohttp
 from aiodocker import Docker, DockerError
@@ -111,6 +111,18 @@ class DockerClient:
                 heard(message)
 
         await self._call(pull, self._config.pull_timeout, f"pulling {reference}", "", errors.pulling(reference))
+
+    async def load(self, archive: BinaryIO, reference: str) -> None:
+        seconds = self._config.pull_timeout
+        await self._call(lambda docker: docker.images.import_image(archive), seconds, f"loading {reference}", "")
+
+    async def build(self, context: BinaryIO, reference: str) -> None:
+        """``context`` is a tar archive with a Dockerfile."""
+
+        async def build(docker: Docker) -> None:
+            await docker.images.build(fileobj=context, encoding="identity", tag=reference)
+
+        await self._call(build, self._config.pull_timeout, f"adding a layer to make {reference}", "")
 
     async def remove_image(self, reference: str) -> None:
         """Idempotent."""
