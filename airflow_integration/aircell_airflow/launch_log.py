@@ -46,6 +46,13 @@ class LaunchLog:
                 "Sandbox image is on the node", image=event.get("image"), digest=event.get("digest"), logger="aircell"
             )
 
+        elif state == State.RUNNING:
+            kind = event.get("kind")
+            if kind != "cold":
+                self._log.info("A sandbox was ready", kind=kind, digest=event.get("digest"), logger="aircell")
+            for name, why in event.get("preload_errors", {}).items():
+                self._log.warning(f"Module {name} of `preload` was left out: {why}", logger="aircell")
+
     def ready(self, facts: Mapping[str, Any]) -> None:
         """The sandbox has the job. ``facts`` come from inside it, so they may be anything."""
         versions = {name: str(facts.get(name))[:100] for name in ("python", "airflow_core", "task_sdk")}

@@ -28,7 +28,7 @@ from aircell.client import Client, Sandbox
 from aircell.errors import AircellError, IncompatibleImage, UserError
 from aircell.spec import Job, LaunchRequest, Mount
 from aircell.status import ExitStatus
-from aircell_airflow import guarded, settings, skew
+from aircell_airflow import early_environment, guarded, settings, skew
 from aircell_airflow.launch_log import LaunchLog
 from aircell_airflow.plan import Resolved
 
@@ -68,11 +68,12 @@ def launch(
     """
     path = str(bundle_path)
     environment = settings.child_environment(bundle_name, path)
-    spec = resolved.spec.model_copy(update={"env": {**environment, **resolved.spec.env}})
+    early, late = early_environment.split(resolved.spec)
+    spec = resolved.spec.model_copy(update={"env": {**environment, **early}})
     request = LaunchRequest(
         backend=resolved.backend,
         spec=spec,
-        job=Job(kind="runner", runner=_runner_source(), args=dict(args)),
+        job=Job(kind="runner", runner=_runner_source(), args=dict(args), env=late),
         role=role,  # type: ignore[arg-type]
         mounts=(Mount(source=path, target=path),),
         labels=dict(labels),

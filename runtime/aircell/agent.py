@@ -12,6 +12,7 @@ import array
 import collections
 import gc
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -112,14 +113,39 @@ def load_runner(path: str) -> Any:
     return module
 
 
-def preload(modules: "list[str]") -> "dict[str, str]":
+class NotFromMounts:
+    """A finder of ``sys.meta_path`` that refuses what lies in a mounted folder: it may change before there is a job."""
+
+    def __init__(self, folders: "list[str]") -> None:
+        self.folders = folders
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Finds nothing. Raises ImportError for a module that the next finder would take from one of the folders."""
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and self.holds(spec.origin):
+            raise ImportError(f"{spec.origin} is in a mounted folder, and may change before there is a job", name=name)
+
+    def holds(self, file: "str | None") -> bool:
+        """Whether the file is in one of the folders, by any path."""
+        places = {file, os.path.realpath(file)} if file else ()
+        return any((place + "/").startswith(folder + "/") for place in places for folder in self.folders)
+
+    def modules(self) -> "list[str]":
+        """Those that have been imported from the folders all the same."""
+        files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+        return sorted(name for name, file in files.items() if self.holds(file))
+
+
+def preload(modules: "list[str]", not_from_mounts: NotFromMounts) -> "dict[str, str]":
     """Imports modules; what failed, by name. A task may not need them, so a failure ends nothing."""
     errors = {}
+    sys.meta_path.insert(0, not_from_mounts)
     for name in modules:
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
             errors[name] = "".join(traceback.format_exception_only(type(error), error)).strip()
+    sys.meta_path.remove(not_from_mounts)
     return errors
 
 
@@ -136,11 +162,17 @@ def prepare(run_dir: str) -> "tuple[Any, dict[str, Any]]":
         if not isinstance(error, RuntimeError):
             message = f"{type(error).__name__}: {message}"
         raise CannotServe("IncompatibleImage", message, hint, traceback.format_exc()) from error
-    errors = preload(config.get("preload", []))
+    not_from_mounts = NotFromMounts(config.get("mounts", []))
+    errors = preload(config.get("preload", []), not_from_mounts)
     gc.collect()
     gc.freeze()  # the child then copies no page merely because the collector touches it
-    seconds = round(time.monotonic() - started, 3)
-    return runner, {"type": "ready", "facts": facts, "preload_seconds": seconds, "preload_errors": errors}
+    return runner, {
+        "type": "ready",
+        "facts": facts,
+        "preload_seconds": round(time.monotonic() - started, 3),
+        "preload_errors": errors,
+        "from_mounts": not_from_mounts.modules()[:10],
+    }
 
 
 def describe(runner: Any) -> "dict[str, Any]":

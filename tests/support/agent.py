@@ -42,11 +42,12 @@ class Agent:
         *,
         runner: str | None = RUNNER,
         preload: Sequence[str] = (),
+        mounts: Sequence[str] = (),
         command: Sequence[str] = (PYTHON,),
         env: Mapping[str, str] | None = None,
     ) -> None:
         shutil.copy(aircell.agent.__file__, run_dir / "agent.py")
-        (run_dir / "agent.json").write_text(json.dumps({"preload": list(preload)}))
+        (run_dir / "agent.json").write_text(json.dumps({"preload": list(preload), "mounts": list(mounts)}))
         if runner is not None:
             (run_dir / "runner.py").write_text(runner)
         with socket.socket(socket.AF_UNIX) as listener:

@@ -49,6 +49,7 @@ def test_connects_before_anything_else_and_then_says_what_it_found(start: Callab
         "type": "ready",
         "facts": {"runner": "test"},
         "preload_errors": {"no_such_module": "ModuleNotFoundError: No module named 'no_such_module'"},
+        "from_mounts": [],
     }
 
 
@@ -196,6 +197,40 @@ os.write(stdout, repr((os.getsid(0) == os.getpgid(0) == os.getpid(), scores[1] >
 
 def test_imports_in_the_sandbox_do_not_find_our_files(start: Callable[..., Agent]) -> None:
     assert start(preload=["agent", "runner"]).ready()["preload_errors"].keys() == {"agent", "runner"}
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Path:
+    """A folder with modules, and one that imports another of them."""
+    (tmp_path / "changing.py").write_text("")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    (tmp_path / "fixed").mkdir()
+    (tmp_path / "fixed" / "through.py").write_text("import changing")
+    return tmp_path
+
+
+def test_what_is_mounted_is_not_preloaded(start: Callable[..., Agent], mounted: Path) -> None:
+    env = {"PYTHONPATH": f"{mounted}:{mounted}/fixed"}
+    folders = [str(mounted / "changing.py"), str(mounted / "package")]
+    ready = start(preload=["changing", "package", "through", "json.tool"], mounts=folders, env=env).ready()
+    assert ready["preload_errors"].keys() == {"changing", "package", "through"}
+    assert "mounted folder" in ready["preload_errors"]["through"]
+    assert ready["from_mounts"] == []
+
+
+def test_a_path_with_a_symbolic_link_is_seen_through(start: Callable[..., Agent], mounted: Path) -> None:
+    (mounted / "link").symlink_to(mounted / "package")
+    env = {"PYTHONPATH": str(mounted)}
+    assert start(preload=["link"], mounts=[str(mounted / "package")], env=env).ready()["preload_errors"].keys() == {
+        "link"
+    }
+
+
+def test_what_the_runner_imports_of_a_mount_is_told(start: Callable[..., Agent], mounted: Path) -> None:
+    runner = "def preload(): import changing\ndef describe(): return {}\n"
+    agent = start(runner=runner, mounts=[str(mounted)], env={"PYTHONPATH": str(mounted)})
+    assert agent.ready()["from_mounts"] == ["changing"]
 
 
 UNPRIVILEGED = ["setpriv", "--reuid=50000", "--regid=0", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -86,12 +87,16 @@ class Folder:
         self.run.mkdir(mode=0o755)
         self.log.mkdir(mode=0o700)
         _write(self.run / "agent.py", Path(aircell.agent.__file__).read_text())
-        _write(self.run / "agent.json", json.dumps({"preload": shape.spec.preload}))
+        _write(self.run / "agent.json", json.dumps(_agent_settings(shape)))
         if shape.runner:
             _write(self.run / "runner.py", shape.runner)
         for writable in (self._scratch, self._shm):
             writable.mkdir()
             writable.chmod(0o1777)  # any user may make files there, as in /tmp
+
+
+def _agent_settings(shape: Shape) -> dict[str, Any]:
+    return {"preload": shape.spec.preload, "mounts": [mount.target for mount in shape.mounts]}
 
 
 def _write(path: Path, text: str) -> None:

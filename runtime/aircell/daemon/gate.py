@@ -11,9 +11,9 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from aircell.daemon.concurrency import never
 from aircell.errors import AircellError, InvalidSpec, StartupFailed, UserError, from_wire
@@ -25,12 +25,26 @@ _MAX_TEXT = 8192
 _EXIT = TypeAdapter(ExitStatus)
 
 
+_Text = Annotated[str, AfterValidator(lambda text: text[:_MAX_TEXT])]
+
+
+class Report(BaseModel):
+    """What an agent that is ready says of what it has imported."""
+
+    preload_errors: Annotated[dict[_Text, _Text], Field(max_length=100)] = Field(default_factory=dict)
+    """Why a module of ``preload`` was left out, by its name."""
+    from_mounts: list[_Text] = Field(default_factory=list)
+    """Some of the modules that come from a mounted folder, where they may change before there is a job."""
+
+
 class Gate:
     """Listens from the moment it is made, for one agent."""
 
     def __init__(self, path: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._connection: AsyncConnection | None = None
+        self.report = Report()
+        """Of an agent that is ready."""
         try:
             self._listener.bind(str(path))
             path.chmod(0o666)  # the sandbox's user must connect; on the node only root can reach the folder
@@ -56,6 +70,10 @@ class Gate:
             frame = await self._receive("ready", "failed")
         if frame["type"] == "failed":
             raise _reported(frame)
+        try:
+            self.report = Report.model_validate(frame)
+        except ValidationError as error:
+            raise StartupFailed("the agent sent a report that is none.") from error
 
     def peer_pid(self) -> int:
         """The agent's pid on the node; 0 when it is in no PID namespace that aircelld can see into."""

@@ -122,12 +122,15 @@ class Launcher:
         sandbox = launch.sandbox
         ending: ExitStatus | AircellError
         try:
-            shape = await self._begin(launch)
+            shape, gate = await self._begin(launch)
             launch.channels.close()
-            sandbox.publish(State.RUNNING, kind=sandbox.record.kind)
-            if launch.request.role not in _SELDOM:
-                self._pools.served(shape, sandbox.record.kind, sandbox.age())
-            ending = await self._watch(sandbox, launch.gate)
+            kind, report = sandbox.record.kind, gate.report
+            sandbox.publish(
+                State.RUNNING, kind=kind, digest=sandbox.record.digest, preload_errors=report.preload_errors
+            )
+            if launch.request.role not in _SELDOM and not report.from_mounts:
+                self._pools.served(shape, kind, sandbox.age())
+            ending = await self._watch(sandbox, gate)
         except Stopped as stopped:
             ending = stopped.exit
         except AircellError as error:
@@ -142,7 +145,7 @@ class Launcher:
             launch.close()
         await self._see_off(sandbox, ending)
 
-    async def _begin(self, launch: Launch) -> Shape:
+    async def _begin(self, launch: Launch) -> tuple[Shape, Gate]:
         """Finds a sandbox that is ready or makes one, and gives it the job."""
         sandbox, channels = launch.sandbox, launch.channels
         shape = await race(self._shape(launch), channels.interrupted(), sandbox.stopped())
@@ -153,13 +156,13 @@ class Launcher:
             sandbox.record = sandbox.record.served_by(warm.name, warm.kind)
             try:
                 await race(self._hand_over(launch, warm.gate), sandbox.stopped())
-                return shape
+                return shape, warm.gate
             except StartupFailed as error:
                 log.warning("sandbox %s: %s could not take the job: %s", sandbox.id, warm.name, error)
                 await self._undo(sandbox, warm.gate)
         launch.gate = gate = await race(self._make(launch, shape), channels.interrupted(), sandbox.stopped())
         await race(self._hand_over(launch, gate), sandbox.stopped())
-        return shape
+        return shape, gate
 
     async def _shape(self, launch: Launch) -> Shape:
         """What the request asks for, with the image as it is on the node by then."""
