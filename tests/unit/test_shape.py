@@ -19,6 +19,7 @@ OTHERS: dict[str, Any] = {
     "registry_credentials": "team",
     "python": "python3.11",
     "preload": ["json"],
+    "requirements": ["x==1"],
     "env": {"A": "1"},
     "mounts": [{"source": "/srv", "target": "/srv"}],
     "resources": {"memory": 2**30},
