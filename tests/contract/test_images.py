@@ -76,6 +76,10 @@ async def test_pull_and_remove(backend: Backend, registry: Registry) -> None:
     assert await backend.image(registry.reference()) is None
 
 
+async def test_the_folder_of_images_is_on_this_node(backend: Backend) -> None:
+    assert Path(await backend.image_folder()).is_dir()
+
+
 async def test_pull_tells_how_far_it_is(backend: Backend, serve: Serve) -> None:
     size = 4_000_000
     seen: list[PullProgress] = []

@@ -248,6 +248,19 @@ def test_a_pull_prints_what_it_got(aircell: Aircell) -> None:
     assert f"pulling {reference}" in done.stderr
 
 
+def test_images_prune_shows_what_it_removes(aircell: Aircell) -> None:
+    with serving(Image()) as shop:
+        aircell("pull", shop.reference())
+    for dry_run in (["--dry-run"], []):
+        done = aircell("images", "prune", *dry_run)
+        assert done.returncode == 0
+        header, *removed = [line.split()[:2] for line in done.stdout.splitlines()]
+        assert header == ["IMAGE", "ID"]
+        assert shop.reference() in [name for name, _ in removed]
+    assert shop.reference() not in aircell("images").stdout
+    assert BASE in aircell("images").stdout
+
+
 def test_a_pull_that_fails_says_why(aircell: Aircell) -> None:
     done = aircell("pull", "localhost:9/no/such:image")
     assert done.returncode == 125

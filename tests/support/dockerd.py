@@ -97,6 +97,20 @@ class Dockerd:
         answer: dict[str, Any] = self._api.get(f"/containers/{container}/json").raise_for_status().json()
         return answer
 
+    def pull(self, name: str) -> None:
+        """``docker pull``."""
+        answer = self._api.post("/images/create", params={"fromImage": name})
+        assert "error" not in answer.text, answer.text
+
+    def tag(self, image: str, name: str) -> None:
+        """``docker tag``."""
+        repository, _, tag = name.rpartition(":")
+        self._api.post(f"/images/{image}/tag", params={"repo": repository, "tag": tag}).raise_for_status()
+
+    def untag(self, name: str) -> None:
+        """``docker rmi``."""
+        self._api.delete(f"/images/{name}").raise_for_status()
+
     def _answers(self) -> bool:
         try:
             return self._api.get("/_ping").is_success

@@ -143,11 +143,13 @@ ABLE = Engine(
     apparmor=True,
     systemd=False,
     cdi=True,
+    folder="/var/lib/docker",
 )
 
 
 def test_what_an_engine_says_of_itself() -> None:
     info = {
+        "DockerRootDir": "/var/lib/docker",
         "SecurityOptions": ["name=apparmor", "name=seccomp,profile=default"],
         "Runtimes": {"runc": {}},
         "CDISpecDirs": ["/etc/cdi"],
@@ -170,10 +172,11 @@ def test_an_engine_that_can_do_little() -> None:
         apparmor=False,
         systemd=True,
         cdi=False,
+        folder="",
     )
 
 
-UNABLE = Engine("20.10.24", "1.41", frozenset(), frozenset(), frozenset(), False, False, True, False)
+UNABLE = Engine("20.10.24", "1.41", frozenset(), frozenset(), frozenset(), False, False, True, False, "")
 BARE: dict[str, Any] = {
     "image": "i",
     "resources": {"memory": None, "pids": None},

@@ -126,6 +126,10 @@ class Backend(abc.ABC):
         """Removes the image from the node. Idempotent."""
 
     @abc.abstractmethod
+    async def image_folder(self) -> str:
+        """Where on the node the engine keeps images: a folder whose file system they fill."""
+
+    @abc.abstractmethod
     async def create(self, plan: SandboxPlan) -> None:
         """Makes the sandbox and its one container, without starting it. When it raises, nothing is left behind
         that ``remove(plan.id)`` does not remove. Raises UnsupportedSpec or EngineError."""

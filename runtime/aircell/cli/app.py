@@ -33,6 +33,7 @@ def build() -> typer.Typer:
     for command in _COMMANDS:
         app.command()(command)
     app.add_typer(pool.app, name="pool")
+    app.add_typer(images.app, name="images")
     for entry in entry_points(group=GROUP):
         app.command(name=entry.name)(entry.load())
     return app
@@ -50,7 +51,6 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     sandboxes.stop,
     sandboxes.prune,
     images.pull,
-    images.images,
     schema,
     doctor.doctor,
 )

@@ -1,7 +1,8 @@
-"""Commands about images on the node: pull, images."""
+"""Commands about images on the node: pull, images, images prune."""
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from aircell.cli import options, output
 from aircell.cli.options import client
+
+_PRUNE_PATIENCE = 600.0
+"""Seconds: an engine may take a while to remove large images."""
 
 
 def pull(
@@ -33,18 +37,47 @@ def pull(
     typer.echo(pulled["digest"] or pulled["id"])
 
 
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
 def images(
+    context: typer.Context,
     backend: options.Backend = "cri",
     as_json: options.Json = False,
     socket: options.Socket = options.SOCKET,
     start: options.Autostart = None,
 ) -> None:
-    """List the images on the node."""
+    """List the images on the node, or remove unused ones."""
+    if context.invoked_subcommand:
+        return
     found = client(socket, start).ask("images", backend=backend)["images"]
     if as_json:
         output.print_json(found)
         return
     output.print_table(["IMAGE", "ID", "SIZE"], sorted(row for image in found for row in image_rows(image)))
+
+
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    backend: options.Backend = "cri",
+    as_json: options.Json = False,
+    socket: options.Socket = options.SOCKET,
+) -> None:
+    """Remove the images that aircelld pulled or built, and that are neither in use nor pinned."""
+    aircelld = client(socket, False, patience=_PRUNE_PATIENCE)
+    removed = aircelld.ask("prune_images", backend=backend, dry_run=dry_run)["removed"]
+    if as_json:
+        output.print_json(removed)
+        return
+    now = time.time()
+    rows = [
+        [name, id, size, output.duration(now - image["last_used"])]
+        for image in removed
+        for name, id, size in image_rows(image)
+    ]
+    output.print_table(["IMAGE", "ID", "SIZE", "LAST USED"], rows)
 
 
 def image_rows(image: dict[str, Any]) -> list[list[str]]:

@@ -82,6 +82,21 @@ class WarmSettings(Model):
         return self
 
 
+class ImageGcSettings(Model):
+    """When images are removed that nobody asked to be removed; with neither limit none is."""
+
+    unused_seconds: Annotated[float, Field(gt=0)] | None = None
+    """How long an image stays after its last use."""
+    keep: Annotated[int, Field(ge=0)] = 0
+    """So many of the images used last stay longer than that."""
+    disk_percent: Annotated[float, Field(gt=0, lt=100)] | None = None
+    """A fuller disk costs the image that was not used for longest, and the next, until it is less full."""
+    pinned: tuple[str, ...] = ()
+    """References of images that are never removed, not even on request."""
+    interval: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds between two looks."""
+
+
 class Config(Model):
     """Everything that one aircelld needs to know."""
 
@@ -107,6 +122,7 @@ class Config(Model):
     image_rights: RightsSettings = RightsSettings()
     """Who may use an image that is on the node already."""
     warm: WarmSettings = WarmSettings()
+    image_gc: ImageGcSettings = ImageGcSettings()
     reap_interval: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between two searches for leftovers."""
     idle_exit: Annotated[float, Field(gt=0)] | None = None

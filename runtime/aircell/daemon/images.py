@@ -6,12 +6,15 @@ Whoever gets an image from here may use it, see ``rights.py``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Literal
 
 from aircell.backends.base import Backend, PullProgress, RegistryAuth
 from aircell.daemon.credentials import Keyring
+from aircell.daemon.image_holds import ImageHolds
+from aircell.daemon.image_ledger import ImageLedger
 from aircell.daemon.private_images import PrivateImages
 from aircell.daemon.rights import Rights, unauthorized
 from aircell.daemon.shared_work import SharedWork
@@ -31,11 +34,23 @@ _PAUSES = (1.0, 4.0)
 class ImageStore:
     """Belongs to one event loop."""
 
-    def __init__(self, keyring: Keyring, rights: Rights, private: PrivateImages) -> None:
+    def __init__(
+        self, keyring: Keyring, rights: Rights, private: PrivateImages, ledger: ImageLedger, holds: ImageHolds
+    ) -> None:
         self._keyring = keyring
         self._rights = rights
         self._private = private
+        self._ledger = ledger
+        self._holds = holds
         self._pulls: SharedWork[PullProgress, ImageInfo] = SharedWork()
+
+    def hold(self, backend: Backend, reference: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """While the context lasts the image is not removed, as if a sandbox had been made from it."""
+        return self._holds.hold(backend.name, reference)
+
+    def made_here(self, backend: Backend, image: ImageInfo) -> None:
+        """Notes that an image which aircelld itself builds is on the node, and used."""
+        self._ledger.made(backend.name, None, image)
 
     async def ensure(
         self, backend: Backend, reference: str, policy: PullPolicy, credentials: str | None, progress: Progress
@@ -56,6 +71,7 @@ class ImageStore:
             image = await self._pull(backend, reference, credentials, progress)
         # After a pull, too: an engine that has an image already does not always ask its registry.
         await self._rights.check(backend.name, image, credentials)
+        self._ledger.used(backend.name, image.id)
         return image
 
     async def _pull(self, backend: Backend, reference: str, credentials: str | None, progress: Progress) -> ImageInfo:
@@ -67,11 +83,12 @@ class ImageStore:
         )
 
     async def _fetch(self, backend: Backend, reference: str, credentials: str | None, report: Progress) -> ImageInfo:
-        """Pulls, and remembers what took credentials."""
+        """Pulls, and remembers that it was us, and what took credentials."""
         name = Reference.parse(reference)
         auth = await self._keyring.read(credentials, name)
         if auth is not None:
             self._private.expect(backend.name, reference)
+        before = {image.id: image for image in await backend.images()}
         try:
             image = await _persistently(backend, reference, auth, report)
         except AircellError as error:
@@ -80,6 +97,7 @@ class ImageStore:
             if isinstance(error, ImageUnauthorized):
                 raise unauthorized(name, credentials, "is not given by its registry to", error.message) from error
             raise
+        self._ledger.made(backend.name, before.get(image.id), image)
         if auth is not None:
             await self._note_private(backend, image)
         return image

@@ -7,9 +7,10 @@ Until the hand-over whatever goes wrong ends in ``failed``; after it the job is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aircell.backends.base import Backend, PullProgress
@@ -26,7 +27,7 @@ from aircell.daemon.paths import on_node
 from aircell.daemon.pool import Pools
 from aircell.daemon.record import Record, Sandbox, Stopped
 from aircell.daemon.registry import Registry
-from aircell.daemon.requirements import RequirementImages, refuse_by_name
+from aircell.daemon.requirements import RequirementImages, reference, refuse_by_name
 from aircell.daemon.shape import Shape
 from aircell.errors import AircellError, DaemonUnavailable, NotFound, StartupFailed
 from aircell.spec import LaunchRequest, Mount
@@ -56,6 +57,8 @@ class Launch:
     backend: Backend
     gate: Gate | None = None
     """Of the sandbox that gets the job, or got it."""
+    holds: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    """On images, until there is a sandbox that has them."""
 
     def report_pull(self, progress: PullProgress) -> None:
         self.sandbox.publish(State.PULLING, image=self.request.spec.image, done=progress.done, total=progress.total)
@@ -122,7 +125,8 @@ class Launcher:
         sandbox = launch.sandbox
         ending: ExitStatus | AircellError
         try:
-            shape, gate = await self._begin(launch)
+            async with launch.holds:
+                shape, gate = await self._begin(launch)
             launch.channels.close()
             kind, report = sandbox.record.kind, gate.report
             sandbox.publish(
@@ -169,11 +173,15 @@ class Launcher:
         spec = launch.request.spec
         await launch.backend.check(spec)
         await self._engines.clear(launch.request.backend)
+        await launch.holds.enter_async_context(self._images.hold(launch.backend, spec.image))
         image = await self._images.ensure(
             launch.backend, spec.image, spec.pull_policy, spec.registry_credentials, launch.report_pull
         )
         if spec.requirements:
+            name = reference(image, spec, self._config.policy)
+            await launch.holds.enter_async_context(self._images.hold(launch.backend, name))
             image = await self._requirements.ensure(launch.backend, image, spec, launch.report_build)
+            self._images.made_here(launch.backend, image)
         return Shape.of(launch.request, image, launch.mounts, launch.sandbox.record.owner.uid)
 
     async def _make(self, launch: Launch, shape: Shape) -> Gate:

@@ -16,6 +16,7 @@ from aircell.daemon.channels import Channels
 from aircell.daemon.concurrency import end
 from aircell.daemon.config import Config, explain
 from aircell.daemon.engines import Engines
+from aircell.daemon.image_gc import ImageGc
 from aircell.daemon.images import ImageStore
 from aircell.daemon.launcher import Launcher
 from aircell.daemon.owner import Owner
@@ -79,6 +80,10 @@ class _Prune(Model):
     dry_run: bool = False
 
 
+class _PruneImages(_Images, _Prune):
+    pass
+
+
 class Operations:
     """Each public method is an operation."""
 
@@ -87,6 +92,7 @@ class Operations:
         config: Config,
         engines: Engines,
         images: ImageStore,
+        image_gc: ImageGc,
         registry: Registry,
         launcher: Launcher,
         pools: Pools,
@@ -95,6 +101,7 @@ class Operations:
         self._config = config
         self._engines = engines
         self._images = images
+        self._image_gc = image_gc
         self._registry = registry
         self._launcher = launcher
         self._pools = pools
@@ -114,6 +121,7 @@ class Operations:
             "prune": self.prune,
             "pools": self.pools,
             "drain": self.drain,
+            "prune_images": self.prune_images,
         }
         if not isinstance(name, str) or name not in operations:
             raise InvalidSpec(f"aircelld knows no operation {name!r}; it knows {', '.join(map(str, operations))}.")
@@ -194,6 +202,11 @@ class Operations:
         call.fields(_Nothing)
         await self._pools.drain()
         yield {"ok": True}
+
+    async def prune_images(self, call: Call) -> Answers:
+        fields = call.fields(_PruneImages)
+        removed = await self._image_gc.prune(self._engines.get(fields.backend), dry_run=fields.dry_run)
+        yield {"ok": True, "removed": removed}
 
     async def prune(self, call: Call) -> Answers:
         yield {"ok": True, "removed": await self._reaper.sweep(dry_run=call.fields(_Prune).dry_run)}

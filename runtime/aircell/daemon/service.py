@@ -18,6 +18,9 @@ from aircell.daemon.config import Config
 from aircell.daemon.containerd import ManagedContainerd
 from aircell.daemon.credentials import Keyring
 from aircell.daemon.engines import Engines
+from aircell.daemon.image_gc import ImageGc
+from aircell.daemon.image_holds import ImageHolds
+from aircell.daemon.image_ledger import ImageLedger
 from aircell.daemon.images import ImageStore
 from aircell.daemon.launcher import Launcher
 from aircell.daemon.notify import notify
@@ -58,15 +61,18 @@ async def run(config: Config) -> None:
 
 async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd | None) -> None:
     registry = Registry()
-    images = _images(config)
+    ledger = ImageLedger(Path(config.state_dir) / "images.json")
+    holds = ImageHolds()
+    images = _images(config, ledger, holds)
     pools = Pools(config, engines)
+    image_gc = ImageGc(config.image_gc, engines, ledger, holds, in_use=pools.images)
     launcher = Launcher(config, engines, images, registry, pools)
     reaper = Reaper(config, engines, launcher, registry, pools, containerd)
-    operations = Operations(config, engines, images, registry, launcher, pools, reaper)
+    operations = Operations(config, engines, images, image_gc, registry, launcher, pools, reaper)
     server = Server(Path(config.socket_path), config.socket_group, operations)
     await reaper.sweep()
     server.listen()
-    work = [asyncio.create_task(each) for each in (server.serve(), reaper.run(), pools.run())]
+    work = [asyncio.create_task(each) for each in (server.serve(), reaper.run(), pools.run(), image_gc.run())]
     if config.idle_exit:
         work.append(asyncio.create_task(_idle(config.idle_exit, server, registry)))
     signalled = asyncio.create_task(_signalled())
@@ -85,11 +91,11 @@ async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd
         await server.close()
 
 
-def _images(config: Config) -> ImageStore:
+def _images(config: Config, ledger: ImageLedger, holds: ImageHolds) -> ImageStore:
     hosts = [config.containerd_config().registry_hosts] if config.managed_containerd else []
     keyring = Keyring(config.registry_credentials)
     private = PrivateImages(Path(config.state_dir) / "private-images.json")
-    return ImageStore(keyring, Rights(config.image_rights, hosts, keyring, private), private)
+    return ImageStore(keyring, Rights(config.image_rights, hosts, keyring, private), private, ledger, holds)
 
 
 def _raise_descriptor_limit() -> None:

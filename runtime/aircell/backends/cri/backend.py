@@ -115,6 +115,9 @@ class CriBackend(Backend):
     async def remove_image(self, reference: str) -> None:
         await self._calls.remove_image(reference)
 
+    async def image_folder(self) -> str:
+        return await self._calls.image_folder()
+
     # --- The life of a sandbox ---
 
     async def create(self, plan: SandboxPlan) -> None:

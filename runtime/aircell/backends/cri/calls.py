@@ -118,6 +118,10 @@ class Calls:
         request = cri.RemoveImageRequest(image=cri.ImageSpec(image=reference))
         await self._do(self._client.images.RemoveImage, request, f"removing the image {reference}")
 
+    async def image_folder(self) -> str:
+        answer = await self._ask(self._client.images.ImageFsInfo, cri.ImageFsInfoRequest(), "asking for its disk")
+        return answer.image_filesystems[0].fs_id.mountpoint
+
     # --- How ---
 
     async def _ask(self, method: Method[Q, A], request: Q, doing: str, sandbox: str = "") -> A:

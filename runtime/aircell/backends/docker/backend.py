@@ -97,6 +97,9 @@ class DockerBackend(Backend):
     async def remove_image(self, reference: str) -> None:
         await self._client.remove_image(translate.tagged(reference))
 
+    async def image_folder(self) -> str:
+        return (await self._read_engine()).folder
+
     # --- The life of a sandbox ---
 
     async def create(self, plan: SandboxPlan) -> None:

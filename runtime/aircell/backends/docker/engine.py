@@ -29,6 +29,8 @@ class Engine:
     """Systemd makes its control groups, which wants slices for parents."""
     cdi: bool
     """Devices can be named, see https://github.com/cncf-tags/container-device-interface."""
+    folder: str
+    """Where it keeps images and containers."""
 
     @property
     def annotations(self) -> bool:
@@ -50,6 +52,7 @@ def read_engine(version: Mapping[str, Any], info: Mapping[str, Any], networks: S
         apparmor="apparmor" in security,
         systemd=info.get("CgroupDriver") == "systemd",
         cdi=bool(info.get("CDISpecDirs")),
+        folder=info.get("DockerRootDir", ""),
     )
 
 
