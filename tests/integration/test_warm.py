@@ -212,6 +212,19 @@ def test_nothing_is_left_when_aircelld_stops(node: Node) -> None:
     node.start()
 
 
+def test_an_idle_aircelld_ends_with_what_is_ready(node: Node) -> None:
+    before = dict(node.config)
+    node.stop()
+    node.config["idle_exit"] = 2
+    node.start()
+    output(node, "true")
+    wait_ready(node)
+    node.wait_until(lambda: not node.alive, "aircelld ends", 30)
+    assert list((node.state / "sandboxes").iterdir()) == []
+    node.config = before
+    node.start()
+
+
 def test_pools_end_when_nobody_wants_them(node: Node) -> None:
     with node.configured(warm={"idle_ttl": 1}):
         output(node, "true")
