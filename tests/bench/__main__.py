@@ -17,7 +17,7 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.console import Console
 
-from tests.bench import cold, handover, tasks
+from tests.bench import cold, daemon, growth, handover, memory, tasks
 from tests.bench.lab import ROOT, Effort, Lab
 from tests.bench.machine import commit, machine, versions
 from tests.bench.report import tables, verdicts
@@ -33,6 +33,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "handover": handover.measure,
     "cold": cold.interpreter,
     "cold-airflow": cold.airflow,
+    "daemon": daemon.measure,
+    "memory": memory.measure,
+    "growth": growth.measure,
 }
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

@@ -38,7 +38,7 @@ def _against_floor(lab: Lab, image: str, count: int) -> Iterator[tuple[str, Seri
     taken: dict[str, list[float]] = {"raw CRI": [], "cold": [], "runc": []}
     steps: dict[str, list[float]] = {name: [] for name in STEPS.values()}
     with root_filesystem(node, reference(image), root / "rootfs") as rootfs, raw.container() as description:
-        runc = Runc(description, jobs.RUNNERS[image], rootfs, root)
+        runc = Runc(description, jobs.runner(image), rootfs, root)
         for _ in range(count):
             taken["raw CRI"].append(raw.sample())
             milliseconds, sandbox = jobs.first_line(node.client, wanted)

@@ -17,22 +17,31 @@ def run(requests, stdout, stderr, logs, args):
     import os, time
     os.write(stdout, b"%d" % time.monotonic_ns())
 """
+_WAIT = """
+def run(requests, stdout, stderr, logs, args):
+    import os
+    os.read(requests, 1)
+"""
 _NOTHING_TO_PREPARE = """
 def preload(): pass
 def describe(): return {}
 """
 RUNNERS = {
-    "base": _NOTHING_TO_PREPARE + _TELL_THE_TIME,
-    "task": Path(aircell_airflow.runner.__file__).read_text() + _TELL_THE_TIME,
+    "base": _NOTHING_TO_PREPARE,
+    "task": Path(aircell_airflow.runner.__file__).read_text(),
 }
-"""By image: a plain interpreter, and Airflow's task runner, which is imported before the job and then not run."""
+"""By image: for a plain interpreter, and Airflow's task runner, which is imported before the job and then not run."""
 
 
-def request(image: str, **spec: Any) -> dict[str, Any]:
-    """A launch of that image's runner."""
-    return LaunchRequest(
-        spec=SandboxSpec(image=reference(image), **spec), job=Job(kind="runner", runner=RUNNERS[image])
-    ).model_dump(mode="json")
+def runner(image: str, *, waits: bool = False) -> str:
+    """Says when it begins, or waits until the worker goes away."""
+    return RUNNERS[image] + (_WAIT if waits else _TELL_THE_TIME)
+
+
+def request(image: str, *, waits: bool = False) -> dict[str, Any]:
+    """A launch of that runner."""
+    job = Job(kind="runner", runner=runner(image, waits=waits))
+    return LaunchRequest(spec=SandboxSpec(image=reference(image)), job=job).model_dump(mode="json")
 
 
 def first_line(client: Client, wanted: dict[str, Any]) -> tuple[float, str]:

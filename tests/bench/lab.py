@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -56,13 +57,16 @@ class Lab(contextlib.ExitStack):
         if kind == "cold":
             return self.engine
         if kind not in self._nodes:
-            root = self.folder()
-            node = Node.beside(self.engine, root)
-            self._configure(node, kind)
-            self.callback(_leave, node)
-            node.start()
-            self._nodes[kind] = node
+            self._nodes[kind] = self.fresh_node(kind)
         return self._nodes[kind]
+
+    def fresh_node(self, kind: str) -> Node:
+        """An aircelld of that kind that has done nothing yet."""
+        node = Node.beside(self.engine, self.folder())
+        self._configure(node, kind)
+        self.callback(_leave, node)
+        node.start()
+        return node
 
     @cached_property
     def airflow(self) -> AirflowStack:
@@ -93,11 +97,14 @@ class Lab(contextlib.ExitStack):
         path.chmod(0o755)
         return path
 
-    def settle(self, kind: str) -> None:
-        """Returns once every pool of that kind is full: nothing is being made, and the next job finds one ready."""
+    def settle(self, kind: str, node: Node | None = None) -> None:
+        """Returns once every pool of that kind is full: nothing is being made, and the next job finds one ready.
+
+        On another ``node`` than the kind's own where one is given.
+        """
         if kind in KINDS and KINDS[kind].warm:
-            node = self.node(kind)
-            node.wait_until(lambda: _full(node), f"the pools of {kind} are full", _SETTLE_SECONDS)
+            node = node or self.node(kind)
+            node.wait_until(functools.partial(_full, node), f"the pools of {kind} are full", _SETTLE_SECONDS)
 
     @staticmethod
     def served(kind: str, sandbox: Mapping[str, Any]) -> None:
@@ -117,6 +124,8 @@ def _full(node: Node) -> bool:
 
 def _leave(node: Node) -> None:
     """Ends an aircelld whose engine is another's. Its sandboxes go first: they would live on."""
+    if not node.alive:
+        return
     for sandbox in node.ps():
         node.answer("stop", sandbox=sandbox["id"], grace=0)
     node.stop()

@@ -1,0 +1,71 @@
+"""aircelld itself: its memory and its idle CPU time, and whether its hand-over slows down as the node fills up."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import psutil
+
+from tests.bench import jobs
+from tests.bench.lab import Lab
+from tests.bench.live import live
+from tests.bench.results import Series
+from tests.support.images import reference
+from tests.support.jobs import request
+from tests.support.node import Node
+
+_WINDOW = 5.0
+"""Seconds over which CPU time is counted."""
+_TAGS = 300
+
+
+def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
+    """A fresh aircelld of the kind with the fastest hand-over, with more and more sandboxes around it."""
+    kind = lab.kinds[-1]
+    lab.engine.load("base")
+    node = lab.fresh_node(kind)
+    memory: dict[str, list[float]] = {}
+    idle: dict[str, list[float]] = {}
+    handover: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        there = 0
+        for count in (0, 50, 200) if lab.effort == "full" else (0, 20):
+            stack.enter_context(live(node, count - there, request("sleep", "3600")))
+            there = count
+            jobs.first_line(node.client, jobs.request("base"))
+            lab.settle(kind, node)
+            idle[f"{count} live"] = [_idle(node) for _ in range(lab.samples(full=6, quick=1))]
+            memory[f"{count} live"] = [psutil.Process(node.pid).memory_info().rss / 2**20]
+            handover[f"{max(count, 1)} live"] = _handovers(lab, kind, node)
+    yield "resident memory", Series(unit="MiB", samples=memory)
+    yield "CPU when idle", Series(unit="% of a CPU", samples=idle)
+    yield "hand-over", Series(unit="ms", samples=handover, base="1 live")
+    yield "hand-over by known images", Series(unit="ms", samples=_by_images(lab, kind, node), base="as they are")
+
+
+def _idle(node: Node) -> float:
+    process = psutil.Process(node.pid)
+    before, began = sum(process.cpu_times()[:2]), time.monotonic()
+    time.sleep(_WINDOW)
+    return 100 * (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
+
+
+def _handovers(lab: Lab, kind: str, node: Node) -> list[float]:
+    taken = []
+    for _ in range(lab.samples(full=100, quick=10)):
+        lab.settle(kind, node)
+        milliseconds, _ = jobs.first_line(node.client, jobs.request("base"))
+        taken.append(milliseconds)
+    return taken
+
+
+def _by_images(lab: Lab, kind: str, node: Node) -> dict[str, list[float]]:
+    """The engine gets many more names, all of one image: what is looked up is the name."""
+    taken = {"as they are": _handovers(lab, kind, node)}
+    names = [f"localhost/aircell/bench:{number}" for number in range(_TAGS)]
+    lab.engine.ctr("images", "tag", reference("base"), *names)
+    taken[f"{_TAGS} more"] = _handovers(lab, kind, node)
+    lab.engine.ctr("images", "rm", *names)
+    return taken
