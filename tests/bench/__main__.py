@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -17,7 +18,7 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.console import Console
 
-from tests.bench import cold, daemon, growth, handover, memory, tasks
+from tests.bench import cold, daemon, growth, handover, load, memory, parsing, tasks
 from tests.bench.lab import ROOT, Effort, Lab
 from tests.bench.machine import commit, machine, versions
 from tests.bench.report import tables, verdicts
@@ -30,12 +31,16 @@ Benchmark: TypeAlias = Callable[[Lab], Iterator[tuple[str, Series]]]
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "tasks": tasks.measure,
+    "heavy": tasks.heavy,
+    "parsing": parsing.measure,
     "handover": handover.measure,
     "cold": cold.interpreter,
     "cold-airflow": cold.airflow,
     "daemon": daemon.measure,
     "memory": memory.measure,
     "growth": growth.measure,
+    "burst": load.burst,
+    "sustained": load.sustained,
 }
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -44,6 +49,7 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few samples: some minutes, not hours.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Show the targets; exit with 1 when one is missed.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Also draw the results in docs/.")] = False,
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(BENCHMARKS)}; may be repeated.")] = None,
 ) -> None:
     """Measures, prints the tables, and keeps all samples in bench/results.json, where others' sections stay."""
@@ -51,6 +57,8 @@ def main(
         raise typer.BadParameter(f"no benchmark is called {', '.join(sorted(unknown))}", param_hint="--only")
     results = run(only or list(BENCHMARKS), "quick" if quick else "full", RESULTS)
     console.print(tables(results))
+    if plot:
+        draw(RESULTS, ROOT / "docs")
     missed = not all(target.met(results) for target in TARGETS)
     if check:
         console.print(verdicts(TARGETS, results))
@@ -67,6 +75,13 @@ def run(names: Sequence[str], effort: Effort, path: Path) -> Results:
             results = results.having(name, _section(lab, BENCHMARKS[name]))
             results.save(path)
     return results
+
+
+def draw(results: Path, folder: Path) -> None:
+    """Draws them, in an environment of the script's own."""
+    script = Path(__file__).with_name("plot.py")
+    uv = [sys.executable, "-m", "uv", "run", "--quiet", "--script"]
+    subprocess.run([*uv, str(script), str(results), str(folder)], check=True)
 
 
 def _section(lab: Lab, benchmark: Benchmark) -> Section:

@@ -8,13 +8,22 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow.configuration import conf
+from airflow.executors.base_executor import BaseExecutor
 from airflow.executors.local_executor import LocalExecutor, _run_worker
+
+if TYPE_CHECKING:
+    from airflow.executors.workloads import ExecutorWorkload
 
 SOCKETS = "AIRCELL_BENCH_SOCKETS"
 """Environment variable: aircelld's socket by kind, as JSON."""
+DOCKER_RUN = "AIRCELL_BENCH_DOCKER_RUN"
+"""Environment variable: ``docker run`` with its options and the image, as JSON."""
 
 
 class Prepared(LocalExecutor):
@@ -53,6 +62,31 @@ class Sandboxed(Prepared):
         from aircell_airflow import hook
 
         hook.install()
+
+
+class Container(Prepared):
+    """A plain container of Docker for each task, with the command that KubernetesExecutor gives its pods."""
+
+    def prepare(self) -> None:
+        BaseExecutor.run_workload = staticmethod(_in_container)  # type: ignore[method-assign, assignment]
+
+
+def _in_container(workload: ExecutorWorkload, **_: Any) -> None:
+    argv = [*json.loads(os.environ[DOCKER_RUN]), "python", "-m", "airflow.sdk.execution_time.execute_workload"]
+    options = [word for variable in _settings() for word in ("--env", variable)]
+    at = argv.index("run") + 1
+    subprocess.run([*argv[:at], *options, *argv[at:], "--json-string", workload.model_dump_json()], check=True)
+
+
+def _settings() -> Iterator[str]:
+    """Of this Airflow, what a task needs to find its DAG and the API server."""
+    for section, option in (
+        ("core", "execution_api_server_url"),
+        ("core", "executor"),
+        ("dag_processor", "dag_bundle_config_list"),
+    ):
+        yield f"AIRFLOW__{section.upper()}__{option.upper()}={conf.get(section, option)}"
+    yield "AIRFLOW_HOME=/tmp/airflow"
 
 
 def path(way: str) -> str:

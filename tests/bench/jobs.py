@@ -39,9 +39,9 @@ def runner(image: str, *, waits: bool = False) -> str:
 
 
 def request(image: str, *, waits: bool = False) -> dict[str, Any]:
-    """A launch of that runner."""
-    job = Job(kind="runner", runner=runner(image, waits=waits))
-    return LaunchRequest(spec=SandboxSpec(image=reference(image)), job=job).model_dump(mode="json")
+    """A launch of that runner, as a task: aircelld makes none beforehand of what is run by hand."""
+    spec, job = SandboxSpec(image=reference(image)), Job(kind="runner", runner=runner(image, waits=waits))
+    return LaunchRequest(spec=spec, job=job, role="task").model_dump(mode="json")
 
 
 def first_line(client: Client, wanted: dict[str, Any]) -> tuple[float, str]:

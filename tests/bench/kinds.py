@@ -20,5 +20,7 @@ class Kind:
 
 
 KINDS: Mapping[str, Kind] = {
-    "cold": Kind(),
+    "cold": Kind({"warm": {"enabled": False}}, mark={"kind": "cold"}),
+    "one-use": Kind({"warm": {"enabled": True}}, mark={"kind": "warm"}, warm=True),
 }
+"""The last has the fastest hand-over."""

@@ -16,12 +16,17 @@ from typing import Any, Literal, TypeAlias
 from images.build import cache_dir
 from tests.bench import dags, executors
 from tests.bench.kinds import KINDS
+from tests.bench.libraries import libraries
 from tests.support.airflow_stack import AirflowStack
+from tests.support.dockerd import Dockerd
+from tests.support.images import reference
 from tests.support.node import Node
 
 ROOT = Path(__file__).resolve().parents[2]
 STOCK = "stock"
 """The way of running a task that has no sandbox."""
+DOCKER_OPERATOR, CONTAINER = "DockerOperator", "execute_workload"
+"""A stock task that starts a container, and an executor that runs each task in one, as KubernetesExecutor's pods do."""
 Effort: TypeAlias = Literal["smoke", "quick", "full"]
 
 CONTAINERD = os.environ.get("AIRCELL_TEST_CONTAINERD") or str(cache_dir() / "bin" / "containerd")
@@ -70,25 +75,54 @@ class Lab(contextlib.ExitStack):
 
     @cached_property
     def airflow(self) -> AirflowStack:
-        """An Airflow whose scheduler has an executor for stock and one for each kind, with the DAGs of ``dags.py``."""
+        """An Airflow whose scheduler has an executor for each way, with the DAGs of ``dags.py``."""
         home = self.folder()
-        (home / "dags").mkdir()
+        bundle = home / "dags"
+        bundle.mkdir()
+        for image in dags.IMAGES:
+            self.engine.load(image)
         ways = {STOCK: "LocalExecutor", **{kind: executors.path(kind) for kind in self.kinds}}
-        sandbox = {"image": self.engine.load("task")}
         for way, executor in ways.items():
-            dags.write(home / "dags", f"small_{way}", executor=executor, sandbox=sandbox)
+            dags.write(bundle, way, executor)
+        environment = self.python_path()
+        environment[executors.SOCKETS] = json.dumps({kind: self.node(kind).socket for kind in self.kinds})
+        if self.containers:
+            ways[CONTAINER] = executors.path("Container")
+            dags.write_container(bundle, CONTAINER, ways[CONTAINER])
+            dags.write_docker_operator(bundle, DOCKER_OPERATOR, self.docker.host)
+            docker = ["docker", "--host", self.docker.host, "run", "--rm", "--network", "host"]
+            docker += ["--volume", f"{bundle}:{bundle}:ro", reference(dags.IMAGES[0])]
+            environment[executors.DOCKER_RUN] = json.dumps(docker)
         local = "airflow.dag_processing.bundles.local.LocalDagBundle"
-        sockets = {kind: self.node(kind).socket for kind in self.kinds}
         stack = AirflowStack(
             home=home,
-            bundles=[{"name": "bench", "classpath": local, "kwargs": {"path": str(home / "dags")}}],
+            bundles=[{"name": "bench", "classpath": local, "kwargs": {"path": str(bundle)}}],
             config={"core": {"executor": ",".join(ways.values())}},
-            environment={"PYTHONPATH": str(ROOT), executors.SOCKETS: json.dumps(sockets)},
+            environment=environment,
         )
         self.callback(stack.stop)
         stack.start()
         self.enter_context(stack.scheduler())
         return stack
+
+    @property
+    def containers(self) -> Sequence[str]:
+        """The ways of running a task in a container without Aircell: to see beside it, with no target."""
+        return (DOCKER_OPERATOR, CONTAINER) if self.effort == "full" else ()
+
+    @cached_property
+    def docker(self) -> Dockerd:
+        """With the image of small tasks."""
+        root = self.folder()
+        dockerd = Dockerd(root, bridge=root.name[:15], address="10.213.81.1/24")
+        self.callback(dockerd.stop)
+        dockerd.start()
+        dockerd.load(dags.IMAGES[0])
+        return dockerd
+
+    def python_path(self) -> dict[str, str]:
+        """For Airflow outside sandboxes: this repository, and what DAG files import that the project does not."""
+        return {"PYTHONPATH": f"{ROOT}:{libraries()}"}
 
     def folder(self) -> Path:
         """A new one, with a short name, that everybody may read."""

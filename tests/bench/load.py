@@ -1,0 +1,104 @@
+"""Many tasks: a burst of them, and as many as there can be for as long as one likes.
+
+A warm kind is then an aircelld that makes sandboxes beforehand: where they run out, tasks get cold ones, and wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from itertools import count
+
+import psutil
+
+from tests.bench.dags import BATCH
+from tests.bench.lab import STOCK, Lab
+from tests.bench.results import Series
+from tests.bench.tasks import succeeded
+
+_RUN_SECONDS = 900.0
+_AHEAD = 20
+"""Unfinished tasks that there always are: several times what the executor runs at a time."""
+_RAMP = 8
+"""Tasks before the clock runs: what was ready beforehand is used up."""
+_PAUSE = 0.5
+"""Seconds between two looks."""
+
+
+def burst(lab: Lab) -> Iterator[tuple[str, Series]]:
+    """All tasks of a run at a time: seconds from the first that was queued to the end of the last."""
+    ways = [STOCK, *lab.kinds]
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(lab.samples(full=5, quick=1)):
+        for way in ways:
+            dag_id, run_id = f"burst_{way}", f"burst-{way}-{number}"
+            lab.settle(way)
+            lab.airflow.trigger(dag_id, run_id)
+            lab.airflow.wait_for_run(dag_id, run_id, _RUN_SECONDS)
+            instances = succeeded(lab, dag_id, run_id)
+            begin = min(datetime.fromisoformat(each["queued_when"]) for each in instances)
+            end = max(datetime.fromisoformat(each["end_date"]) for each in instances)
+            taken[way].append((end - begin).total_seconds())
+    yield "all of 50 tasks", Series(unit="s", samples=taken, base=STOCK)
+
+
+def sustained(lab: Lab) -> Iterator[tuple[str, Series]]:
+    """The way's share of ten minutes in each of several rounds."""
+    ways = [STOCK, *lab.kinds]
+    rounds = lab.samples(full=4, quick=1)
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    costs: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in ways:
+            rate, cost = _Saturation(lab, way, number).window(lab.samples(full=600, quick=15) / rounds)
+            rates[way].append(rate)
+            costs[way].append(cost)
+    yield "tasks per second", Series(unit="1/s", samples=rates, base=STOCK)
+    yield "CPU time of a task", Series(unit="CPU-s", samples=costs, base=STOCK)
+
+
+class _Saturation:
+    """Run after run of a DAG of some tasks, so that there is always one more to do."""
+
+    def __init__(self, lab: Lab, way: str, number: int) -> None:
+        self._lab = lab
+        self._way = way
+        self._dag_id = f"batch_{way}"
+        self._names = (f"batch-{way}-{number}-{each}" for each in count())
+        self._runs: list[str] = []
+
+    def window(self, seconds: float) -> tuple[float, float]:
+        """Tasks that ended in a second, and CPU seconds of the whole machine for each, Airflow's own included."""
+        start = datetime.now(timezone.utc)
+        while self._ended(start) < _RAMP:
+            self._go_on(start)
+        begin, clock, busy = datetime.now(timezone.utc), time.monotonic(), _busy()
+        while time.monotonic() - clock < seconds:
+            self._go_on(start)
+        ended = self._ended(begin)
+        rate = ended / (time.monotonic() - clock)
+        cost = (_busy() - busy) / ended
+        self._finish()
+        return rate, cost
+
+    def _go_on(self, start: datetime) -> None:
+        while len(self._runs) * BATCH - self._ended(start) < _AHEAD:
+            self._runs.append(next(self._names))
+            self._lab.airflow.trigger(self._dag_id, self._runs[-1])
+        time.sleep(_PAUSE)
+
+    def _ended(self, since: datetime) -> int:
+        path = f"dags/{self._dag_id}/dagRuns/~/taskInstances?limit=1&end_date_gte={since:%Y-%m-%dT%H:%M:%S.%fZ}"
+        total: int = self._lab.airflow.get(path)["total_entries"]
+        return total
+
+    def _finish(self) -> None:
+        states = {self._lab.airflow.wait_for_run(self._dag_id, run_id, _RUN_SECONDS) for run_id in self._runs}
+        assert states == {"success"}, f"runs of {self._dag_id} ended as {states}"
+
+
+def _busy() -> float:
+    """CPU seconds of all processors since the start."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
