@@ -20,7 +20,7 @@ from tests.bench.libraries import libraries
 from tests.support.airflow_stack import AirflowStack
 from tests.support.dockerd import Dockerd
 from tests.support.images import reference
-from tests.support.node import Node
+from tests.support.node import Node, run
 
 ROOT = Path(__file__).resolve().parents[2]
 STOCK = "stock"
@@ -106,6 +106,11 @@ class Lab(contextlib.ExitStack):
         return stack
 
     @property
+    def ways(self) -> Sequence[str]:
+        """Of running a task: stock and the kinds, without those that no target speaks of unless there is time."""
+        return [STOCK, *(kind for kind in self.kinds if KINDS[kind].warm or self.effort == "full")]
+
+    @property
     def containers(self) -> Sequence[str]:
         """The ways of running a task in a container without Aircell: to see beside it, with no target."""
         return (DOCKER_OPERATOR, CONTAINER) if self.effort == "full" else ()
@@ -115,7 +120,7 @@ class Lab(contextlib.ExitStack):
         """With the image of small tasks."""
         root = self.folder()
         dockerd = Dockerd(root, bridge=root.name[:15], address="10.213.81.1/24")
-        self.callback(dockerd.stop)
+        self.callback(_stop, dockerd)
         dockerd.start()
         dockerd.load(dags.IMAGES[0])
         return dockerd
@@ -152,8 +157,17 @@ class Lab(contextlib.ExitStack):
 
 
 def _full(node: Node) -> bool:
-    pools = node.answer("pools")["pools"]
-    return bool(pools) and all(pool["ready"] >= pool["target"] for pool in pools)
+    """A shape that nobody has asked for has no pool yet."""
+    return all(pool["ready"] >= pool["target"] for pool in node.answer("pools")["pools"])
+
+
+def _stop(dockerd: Dockerd) -> None:
+    """With the network namespace that it keeps mounted for containers on the host's network."""
+    dockerd.stop()
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in points:
+        if Path(point).is_relative_to(dockerd.root):
+            run("umount", point)
 
 
 def _leave(node: Node) -> None:

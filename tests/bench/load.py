@@ -28,10 +28,9 @@ _PAUSE = 0.5
 
 def burst(lab: Lab) -> Iterator[tuple[str, Series]]:
     """All tasks of a run at a time: seconds from the first that was queued to the end of the last."""
-    ways = [STOCK, *lab.kinds]
-    taken: dict[str, list[float]] = {way: [] for way in ways}
+    taken: dict[str, list[float]] = {way: [] for way in lab.ways}
     for number in range(lab.samples(full=5, quick=1)):
-        for way in ways:
+        for way in lab.ways:
             dag_id, run_id = f"burst_{way}", f"burst-{way}-{number}"
             lab.settle(way)
             lab.airflow.trigger(dag_id, run_id)
@@ -45,13 +44,12 @@ def burst(lab: Lab) -> Iterator[tuple[str, Series]]:
 
 def sustained(lab: Lab) -> Iterator[tuple[str, Series]]:
     """The way's share of ten minutes in each of several rounds."""
-    ways = [STOCK, *lab.kinds]
     rounds = lab.samples(full=4, quick=1)
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    costs: dict[str, list[float]] = {way: [] for way in ways}
+    rates: dict[str, list[float]] = {way: [] for way in lab.ways}
+    costs: dict[str, list[float]] = {way: [] for way in lab.ways}
     for number in range(rounds):
-        for way in ways:
-            rate, cost = _Saturation(lab, way, number).window(lab.samples(full=600, quick=15) / rounds)
+        for way in lab.ways:
+            rate, cost = _Saturation(lab, way, number).window(lab.samples(full=600, quick=10) / rounds)
             rates[way].append(rate)
             costs[way].append(cost)
     yield "tasks per second", Series(unit="1/s", samples=rates, base=STOCK)

@@ -60,11 +60,10 @@ FILES: Mapping[str, Files] = {
 
 def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
     """Each set of files on each way in turn, by a DAG processor with two slots that has just started."""
-    ways = [STOCK, *lab.kinds]
     for title, files in FILES.items():
-        taken: dict[str, list[float]] = {way: [] for way in ways}
+        taken: dict[str, list[float]] = {way: [] for way in lab.ways}
         for _ in range(lab.samples(full=3, quick=1)):
-            for way in ways:
+            for way in lab.ways:
                 taken[way].append(_rate(lab, way, files))
         yield f"{title}, rate", Series(unit="files/s", samples=taken, base=STOCK)
         times = {way: [1000 / rate for rate in rates] for way, rates in taken.items()}
@@ -86,7 +85,7 @@ def _rate(lab: Lab, way: str, files: Files) -> float:
         stack.start()
         parsed = _Counter(stack)
         wait_until(lambda: parsed.look() >= _WARM_UP, "the first parses", _START_SECONDS, why=stack.why)
-        return _count(parsed, seconds=lab.samples(full=60, quick=10))
+        return _count(parsed, seconds=lab.samples(full=60, quick=5))
 
 
 def _count(parsed: _Counter, seconds: float) -> float:
