@@ -65,13 +65,19 @@ class RunningContainerd:
     def runtime(self) -> str:
         return self.kind.runtime
 
-    def new_backend(self) -> Backend:
-        return CriBackend({"socket": str(self.managed.socket)})
+    def new_backend(self, **settings: object) -> Backend:
+        return CriBackend({"socket": str(self.managed.socket), **settings})
 
     def allow_plain_http(self, host: str) -> None:
         folder = Path(self.managed.config.registry_hosts) / host
         folder.mkdir(parents=True)
         (folder / "hosts.toml").write_text(f'server = "http://{host}"\n')
+
+    def trust(self, host: str, authority: Path) -> None:
+        """Tells the engine who vouches for a registry's certificate."""
+        folder = Path(self.managed.config.registry_hosts) / host
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts.toml").write_text(f'[host."https://{host}"]\nca = "{authority}"\n')
 
     def footprint(self, cgroup_parent: str) -> Footprint:
         return footprint(self.folder, self.managed.config.bridge, cgroup_parent)
@@ -117,11 +123,18 @@ class RunningDocker:
     runtime: str = "runc"
     gateway: str = "10.213.79.1"
 
-    def new_backend(self) -> Backend:
-        return DockerBackend({"host": self.dockerd.host})
+    @property
+    def folder(self) -> Path:
+        return self.dockerd.root
+
+    def new_backend(self, **settings: object) -> Backend:
+        return DockerBackend({"host": self.dockerd.host, **settings})
 
     def allow_plain_http(self, host: str) -> None:
         """Nothing to do: Docker tries plain HTTP on the loopback interface by itself."""
+
+    def trust(self, host: str, authority: Path) -> None:
+        """Nothing to do: there Docker believes any certificate."""
 
     def footprint(self, cgroup_parent: str) -> Footprint:
         names = self.dockerd.root / "exec/netns"  # cleared once a minute; the namespaces themselves are mounts

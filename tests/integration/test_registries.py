@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aircell.backends.cri.backend import CriBackend
+from aircell.backends.docker.backend import DockerBackend
 from aircell.errors import (
     CredentialsUnavailable,
+    ImageNotFound,
     ImageUnauthorized,
     InvalidSpec,
+    RegistryFailed,
     RightsUnknown,
+    StartupFailed,
 )
 from tests.support.docker_node import DockerNode
 from tests.support.docker_registry import SECRETS, Shop, shop
+from tests.support.faulty import door
 from tests.support.node import Node
+from tests.support.registry import Image
 
 HELPER = """\
 #!/bin/sh
 read registry
-echo "$registry $AIRCELL_TEST_HELPER" >>{folder}/asked
+echo "$registry" >>{folder}/asked
 cat {folder}/answer 2>/dev/null || {{ echo "credentials not found in native keychain"; exit 1; }}
 """
 
@@ -116,7 +125,7 @@ def test_a_helper_is_asked_for_each_pull_so_that_tokens_may_change(site: Node, s
         want(site, reference, "helper")
     (folder / "answer").write_text(json.dumps({"Username": "alice", "Secret": SECRETS["alice"]}))
     assert want(site, reference, "helper")["id"]
-    assert f"{store.locked.host} " in (folder / "asked").read_text()
+    assert store.locked.host in (folder / "asked").read_text()
 
 
 def test_a_helper_that_has_nothing_or_is_not_there(site: Node, store: Shop) -> None:
@@ -143,6 +152,77 @@ def test_credentials_are_shown_to_no_other_registry(site: Node, store: Shop) -> 
     with pytest.raises(InvalidSpec, match=rf"'alice' hold nothing for {store.open.host}/elsewhere"):
         want(site, store.open.reference("elsewhere"), "alice")
     assert store.open.requests("GET /v2/elsewhere") == []
+
+
+def test_a_pull_is_tried_again_when_its_registry_fails(site: Node, store: Shop) -> None:
+    store.stock("again")
+    with door(store.open.host, "busy") as behind, ThreadPoolExecutor() as pool:
+        site.allow_plain_http(behind.host)
+        pull = pool.submit(want, site, behind.reference("again"))
+        site.wait_until(lambda: "Trying again" in site.log.read_text(), "the pull has failed once")
+        behind.mended = True
+        assert pull.result(60)["id"]
+
+
+def test_a_registry_that_stays_away_is_given_up(site: Node) -> None:
+    with pytest.raises(RegistryFailed, match=r"127\.0\.0\.1:9/image:1 .*cannot be reached"):
+        want(site, "127.0.0.1:9/image:1")
+
+
+def test_one_pull_serves_all_who_want_the_same(site: Node, store: Shop) -> None:
+    image = Image(size=3_000_000)
+    digest = store.stock("together", image)
+    with ThreadPoolExecutor() as pool:
+        pulls = [pool.submit(want, site, store.open.reference("together")) for _ in range(6)]
+        assert all(pull.result(60)["digest"].endswith(digest) for pull in pulls)
+    [layer] = [name for name, blob in image.blobs.items() if len(blob) > 3_000_000]
+    assert len(store.open.requests(f"GET /v2/together/blobs/{layer}")) == 1
+
+
+def test_pull_policies(site: Node, store: Shop) -> None:
+    store.stock("policies")
+    reference = store.open.reference("policies")
+
+    def asked(policy: str) -> bool:
+        before = len(store.open.requests("/v2/policies/manifests"))
+        want(site, reference, policy=policy)
+        return len(store.open.requests("/v2/policies/manifests")) > before
+
+    with pytest.raises(ImageNotFound, match="pull_policy is `never`"):
+        asked("never")
+    assert [asked(policy) for policy in ("missing", "missing", "never", "always")] == [True, False, False, True]
+    moved = store.stock("policies")
+    assert not want(site, reference)["digest"].endswith(moved)
+    assert want(site, reference, policy="always")["digest"].endswith(moved)
+
+
+def test_which_image_a_tag_was_is_in_ps_the_labels_and_the_log(site: Node, store: Shop) -> None:
+    digest = f"{store.open.host}/runs@{store.stock('runs')}"
+    sandbox = site.failure(StartupFailed, image=store.open.reference("runs")).sandbox
+    [listed] = [each for each in site.ps(all=True) if each["id"] == sandbox]
+    assert (listed["digest"], listed["labels"]["aircell.dev/image"]) == (digest, digest)
+    creating = next(event for event in site.history(sandbox) if event["event"] == "creating")
+    assert creating["digest"] == digest
+    assert f"sandbox {sandbox} is made of {digest}" in site.log.read_text()
+
+
+def test_an_image_that_came_from_no_registry_goes_by_its_id(site: Node) -> None:
+    site.load("base")
+    with site.launch("cat") as sandbox:
+        site.wait_until(lambda: site.history(sandbox.id)[-1]["event"] == "running", "it runs", 60)
+        [listed] = site.ps()
+        assert listed["digest"].startswith("sha256:")
+        assert asyncio.run(labels(site))["aircell.dev/image"] == listed["digest"]
+        site.answer("stop", sandbox=sandbox.id, grace=0)
+
+
+async def labels(site: Node) -> Mapping[str, str]:
+    """Of the only sandbox, as the engine has them."""
+    docker = site.config["backends"].get("docker")
+    backend = DockerBackend(docker) if docker else CriBackend({"socket": site.containerd_socket})
+    [sandbox] = await backend.sandboxes({})
+    await backend.close()
+    return sandbox.labels
 
 
 def test_who_is_refused_and_what_to_do(site: Node, store: Shop) -> None:

@@ -50,6 +50,7 @@ class Dockerd:
         argv += ["--data-root", f"{self.root}/root", "--exec-root", f"{self.root}/exec"]
         argv += ["--pidfile", f"{self.root}/dockerd.pid"]
         argv += ["--bridge", self.bridge, "--iptables=false", "--ip6tables=false"]
+        argv += ["--max-download-attempts", "1"]  # of each layer; five, with pauses, would take a minute to fail
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -50,9 +50,16 @@ class Image:
 
     def _describe(self, media_type: str, content: bytes | dict[str, Any]) -> dict[str, Any]:
         blob = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return {"mediaType": media_type, "digest": self._add(blob), "size": len(blob)}
+
+    def _add(self, blob: bytes) -> str:
         digest = "sha256:" + hashlib.sha256(blob).hexdigest()
         self.blobs[digest] = blob
-        return {"mediaType": media_type, "digest": digest, "size": len(blob)}
+        return digest
+
+    def break_manifest(self) -> None:
+        """From now on the tag names what is no manifest."""
+        self.index = self._add(json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "layers": "no list"}).encode())
 
 
 def _tar(files: dict[str, bytes]) -> bytes:

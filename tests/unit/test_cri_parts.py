@@ -143,3 +143,13 @@ def test_progress_adds_up_what_comes_and_goes() -> None:
     assert meter.read([Status(ref="a", offset=9, total=10), Status(ref="b", total=5)]) == PullProgress(9, 15)
     assert meter.read([Status(ref="b", offset=2, total=5)]) == PullProgress(12, 15)
     assert meter.read([]) == PullProgress(15, 15)
+
+
+def test_what_an_earlier_pull_left_half_done_is_no_progress() -> None:
+    meter = Meter()
+    left = Status(ref="left", offset=7, total=10)
+    assert (meter.read([left]), meter.busy) == (PullProgress(0, 0), True)
+    assert meter.read([left, Status(ref="a", offset=1, total=5)]) == PullProgress(1, 5)
+    assert (meter.read([left]), meter.busy) == (PullProgress(5, 5), False)
+    resumed = Status(ref="left", offset=8, total=10)
+    assert (meter.read([resumed]), meter.busy) == (PullProgress(13, 15), True)

@@ -24,7 +24,7 @@ from aircell.backends.cri.client import CriClient
 from aircell.backends.cri.config import CriConfig
 from aircell.backends.cri.image_files import ImageFiles
 from aircell.backends.cri.process import ContainerProcess
-from aircell.backends.cri.progress import reported
+from aircell.backends.cri.progress import watched
 from aircell.errors import AircellError, EngineError, EngineUnavailable, InvalidSpec, NotFound, UnsupportedSpec
 from aircell.spec import SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
@@ -97,8 +97,8 @@ class CriBackend(Backend):
     async def pull(
         self, reference: str, auth: RegistryAuth | None, progress: Callable[[PullProgress], None]
     ) -> ImageInfo:
-        async with reported(self._client, self._config.call_timeout, progress):
-            await self._calls.pull(reference, translate.auth(auth))
+        pull = self._calls.pull(reference, translate.auth(auth))
+        await watched(pull, self._client, self._config, reference, progress)
         image = await self.image(reference)
         if image is None:
             raise NotFound(f"the image {reference} was pulled and is gone again.", hint="Does something prune images?")

@@ -11,16 +11,12 @@ from collections.abc import Callable
 
 from grpc import StatusCode
 
+from aircell.backends import pull_failures as failures
 from aircell.errors import (
     AircellError,
     EngineError,
     EngineUnavailable,
     ImageError,
-    ImageNotFound,
-    ImagePlatformMismatch,
-    ImagePullFailed,
-    ImageUnauthorized,
-    InvalidSpec,
     NotFound,
     StartupFailed,
     UnsupportedSpec,
@@ -33,42 +29,26 @@ Refine = Callable[[str], AircellError | None]
 _NOT_YET = "server is not initialized yet"
 """What containerd's CRI part says, with the status UNKNOWN, while it still recovers what ran before its restart."""
 
-_PULL: tuple[tuple[str, type[AircellError], str, str], ...] = (
-    (
-        r"no match for platform|no matching manifest|does not provide the specified platform",
-        ImagePlatformMismatch,
-        "has no variant for this node's architecture",
-        "Build or name one that has.",
-    ),
+_PULL = (
+    (r"no match for platform|no matching manifest|does not provide the specified platform", failures.OTHER_PLATFORM),
     (
         r"insufficient_scope|authorization failed|401 Unauthorized|403 Forbidden|pull access denied"
         r"|authentication required",
-        ImageUnauthorized,
-        "may not be pulled with the credentials given, or does not exist",
-        "Check its name, and registry_credentials in the spec and in aircelld's configuration.",
+        failures.UNAUTHORIZED,
     ),
-    (
-        r"no space left on device",
-        ImagePullFailed,
-        "does not fit on the node's disk",
-        "Remove unused images (`aircell images`, `aircell prune`) or enlarge the disk of containerd's root.",
-    ),
+    (r"no space left on device", failures.NO_SPACE),
+    (r"unexpected commit digest", failures.CORRUPTED),
+    (r"cannot unmarshal|invalid character|unsupported manifest|unexpected media type", failures.BAD_MANIFEST),
+    (r"read expected number of bytes|short read", failures.BROKE_OFF),
     (
         r"no such host|connection refused|i/o timeout|network is unreachable|no route to host|server misbehaving"
-        r"|TLS handshake timeout|connection reset|unexpected EOF|context deadline exceeded",
-        ImagePullFailed,
-        "could not be pulled because the registry cannot be reached",
-        "Check the registry's name, the network and the proxy of containerd; another try may succeed.",
+        r"|TLS handshake timeout|connection reset|\bEOF\b|deadline exceeded",
+        failures.UNREACHABLE,
     ),
-    (
-        r"\b5\d\d [A-Z]|unexpected status.*: 5\d\d",
-        ImagePullFailed,
-        "could not be pulled because the registry failed",
-        "Another try may succeed.",
-    ),
-    (r"\b429\b|toomanyrequests", ImagePullFailed, "was refused because the registry limits pulls", "Try again later."),
-    (r"invalid reference format|failed to parse image", InvalidSpec, "is not an image reference", "Correct the image."),
-    (r"not found", ImageNotFound, "does not exist in its registry", "Check its name and tag."),
+    (r"\b5\d\d [A-Z]|unexpected status.*: 5\d\d", failures.BROKEN),
+    (r"\b429\b|toomanyrequests", failures.LIMITED),
+    (r"invalid reference format|failed to parse image", failures.NOT_A_REFERENCE),
+    (r"not found", failures.NOT_FOUND),
 )
 
 _CREATE: tuple[tuple[str, type[AircellError], str, str], ...] = (
@@ -124,14 +104,7 @@ def translate(
 
 def pulling(reference: str) -> Refine:
     """Reads the failure of a pull."""
-
-    def refine(details: str) -> AircellError | None:
-        for pattern, cls, what, hint in _PULL:
-            if re.search(pattern, details, re.IGNORECASE):
-                return cls(f"the image {reference} {what} ({details}).", hint=hint)
-        return ImageError(f"the image {reference} cannot be pulled: {details}", hint="Look at the engine's log.")
-
-    return refine
+    return failures.reading(_PULL, reference, "the engine's log")
 
 
 def creating(spec: SandboxSpec) -> Refine:

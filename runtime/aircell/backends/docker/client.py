@@ -17,6 +17,7 @@ from aiodocker.containers import DockerContainer
 from aircell.backends.docker import errors, translate
 from aircell.backends.docker.config import DockerConfig, connection
 from aircell.backends.docker.engine import Engine, read_engine
+from aircell.backends.pull_failures import STALLED
 from aircell.errors import InvalidSpec, NotFound
 
 T = TypeVar("T")
@@ -105,10 +106,15 @@ class DockerClient:
     async def pull(self, reference: str, auth: Mapping[str, str] | None, heard: Callable[[Json], None]) -> None:
         """``heard`` gets each message of Docker's. Raises an ImageError, ImagePullFailed or InvalidSpec."""
 
+        patience = self._config.pull_stall_timeout
+
         async def pull(docker: Docker) -> None:
             messages: AsyncIterator[Json] = docker.images.pull(reference, auth=auth, stream=True)
-            async for message in messages:
-                heard(message)
+            try:
+                while (message := await asyncio.wait_for(anext(messages, None), patience)) is not None:
+                    heard(message)
+            except asyncio.TimeoutError as error:
+                raise STALLED.error(reference, f"nothing came for {patience:g} s") from error
 
         await self._call(pull, self._config.pull_timeout, f"pulling {reference}", "", errors.pulling(reference))
 

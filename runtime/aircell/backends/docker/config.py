@@ -35,6 +35,8 @@ class DockerConfig(Model):
     """For calls that only ask."""
     make_timeout: Seconds = 120.0
     """For calls that make, start, stop or remove something."""
+    pull_stall_timeout: Seconds = 300.0
+    """For a pull of which nothing more is heard."""
     pull_timeout: Seconds = 3600.0
 
 

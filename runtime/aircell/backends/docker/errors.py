@@ -13,15 +13,12 @@ from collections.abc import Callable
 import aiohttp
 from aiodocker import DockerError
 
+from aircell.backends import pull_failures as failures
 from aircell.errors import (
     AircellError,
     EngineError,
     EngineUnavailable,
     ImageError,
-    ImageNotFound,
-    ImagePlatformMismatch,
-    ImagePullFailed,
-    ImageUnauthorized,
     InvalidSpec,
     NotFound,
     StartupFailed,
@@ -33,52 +30,26 @@ Refine = Callable[[str], AircellError | None]
 NO_ANSWER = 900
 _NOT_FOUND = 404
 
-_PULL: tuple[tuple[str, type[AircellError], str, str], ...] = (
-    (
-        r"no matching manifest|does not match the specified platform",
-        ImagePlatformMismatch,
-        "has no variant for this node's architecture",
-        "Build or name one that has.",
-    ),
+_PULL = (
+    (r"no matching manifest|does not match the specified platform", failures.OTHER_PLATFORM),
     (
         r"no basic auth credentials|unauthorized|authentication required|pull access denied|access forbidden"
         r"|HTTP 40[13] response",
-        ImageUnauthorized,
-        "may not be pulled with the credentials given, or does not exist",
-        "Check its name, and registry_credentials in the spec and in aircelld's configuration.",
+        failures.UNAUTHORIZED,
     ),
-    (
-        r"no space left on device",
-        ImagePullFailed,
-        "does not fit on the node's disk",
-        "Remove unused images (`docker image prune`) or enlarge the disk of Docker's data-root.",
-    ),
+    (r"no space left on device", failures.NO_SPACE),
+    (r"verification failed for digest", failures.CORRUPTED),
+    (r"cannot unmarshal|invalid character|unsupported manifest|unsupported media type", failures.BAD_MANIFEST),
+    (r"unexpected EOF|/blobs/.*connection re(fused|set)", failures.BROKE_OFF),
     (
         r"no such host|connection refused|i/o timeout|network is unreachable|no route to host|server misbehaving"
         r"|TLS handshake timeout|connection reset|\bEOF\b|context deadline exceeded|Client\.Timeout|request canceled",
-        ImagePullFailed,
-        "could not be pulled because the registry cannot be reached",
-        "Check the registry's name, the network and the proxy of Docker; another try may succeed.",
+        failures.UNREACHABLE,
     ),
-    (
-        r"HTTP status: 5\d\d|HTTP 5\d\d response|\b5\d\d [A-Z][a-z]+",
-        ImagePullFailed,
-        "could not be pulled because the registry failed",
-        "Another try may succeed.",
-    ),
-    (
-        r"\b429\b|toomanyrequests",
-        ImagePullFailed,
-        "was refused because the registry limits pulls",
-        "Try again later.",
-    ),
-    (r"invalid reference format", InvalidSpec, "is not an image reference", "Correct the image."),
-    (
-        r"not found|manifest unknown|HTTP 404 response|repository does not exist",
-        ImageNotFound,
-        "does not exist in its registry",
-        "Check its name and tag.",
-    ),
+    (r"HTTP status: 5\d\d|HTTP 5\d\d response|\b5\d\d [A-Z][a-z]+", failures.BROKEN),
+    (r"\b429\b|toomanyrequests", failures.LIMITED),
+    (r"invalid reference format", failures.NOT_A_REFERENCE),
+    (r"not found|manifest unknown|HTTP 404 response|repository does not exist", failures.NOT_FOUND),
 )
 
 _START: tuple[tuple[str, str], ...] = (
@@ -119,14 +90,7 @@ def translate(
 
 def pulling(reference: str) -> Refine:
     """Reads the failure of a pull."""
-
-    def refine(details: str) -> AircellError | None:
-        for pattern, cls, what, hint in _PULL:
-            if re.search(pattern, details, re.IGNORECASE):
-                return cls(f"the image {reference} {what} ({details}).", hint=hint)
-        return ImageError(f"the image {reference} cannot be pulled: {details}", hint="Look at dockerd's log.")
-
-    return refine
+    return failures.reading(_PULL, reference, "dockerd's log")
 
 
 def starting(details: str) -> AircellError | None:
