@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,6 +18,7 @@ from aircell.daemon.containerd import ManagedContainerd
 from aircell.daemon.containerd_config import ContainerdConfig
 from images.build import cache_dir
 from tests.contract.footprint import Footprint, descriptors, footprint
+from tests.support.certificates import Authority
 from tests.support.dockerd import Dockerd
 from tests.support.images import archive
 
@@ -120,6 +122,9 @@ class Containerd:
 @dataclass(frozen=True)
 class RunningDocker:
     dockerd: Dockerd
+    authority: Authority
+    """Whom it believes on ``tcp``."""
+    tcp: str
     runtime: str = "runc"
     gateway: str = "10.213.79.1"
 
@@ -153,11 +158,16 @@ class Docker:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[RunningDocker]:
         with short_folder() as folder:
-            dockerd = Dockerd(folder, bridge="accontract1", address="10.213.79.1/24")
+            authority = Authority()
+            server = authority.for_server(folder / "tls")
+            tcp = f"tcp://127.0.0.1:{free_port()}"
+            options = ["--host", tcp, "--tlsverify", f"--tlscacert={server}/ca.pem"]
+            options += [f"--tlscert={server}/cert.pem", f"--tlskey={server}/key.pem"]
+            dockerd = Dockerd(folder, bridge="accontract1", address="10.213.79.1/24", options=options)
             try:
                 dockerd.start()
                 dockerd.load("base")
-                yield RunningDocker(dockerd)
+                yield RunningDocker(dockerd, authority, tcp)
             finally:
                 dockerd.stop()
 
@@ -169,6 +179,8 @@ CONTAINERDS = (
 )
 DOCKERS = (Docker("docker-20.10-runc"),)
 ENGINES: Sequence[Engine] = (*CONTAINERDS, *DOCKERS)
+YOUKI = Containerd("containerd-2.3-youki", "2.3.", str(cache_dir() / "bin" / "containerd"), "youki")
+"""Where it is installed, see docs/backends.md."""
 
 
 @contextlib.contextmanager
@@ -183,6 +195,11 @@ def short_folder() -> Iterator[Path]:
         ours = [each for each in mounted if Path(each).is_relative_to(path)]
         subprocess.run(["umount", *sorted(ours, reverse=True)], check=True)
         path.rmdir()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def move_all_controllers_to_v1() -> None:

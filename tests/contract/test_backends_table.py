@@ -10,7 +10,7 @@ from aircell.spec import SandboxSpec
 from tests.contract import equivalence
 from tests.contract.engines import ENGINES
 
-OF_AIRCELLD = {"image", "pull_policy", "python", "preload", "startup_timeout"}
+OF_AIRCELLD = {"image", "pull_policy", "python", "preload", "requirements", "startup_timeout"}
 """What aircelld itself sees to, on any backend."""
 OF_THE_KERNEL = {"security.apparmor"}
 """Enforced where the node's kernel has it; a table for all nodes cannot say."""

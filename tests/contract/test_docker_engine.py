@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from aircell.backends.base import LABEL_SANDBOX, Backend
-from aircell.errors import UnsupportedSpec
+from aircell.backends.base import LABEL_SANDBOX, Backend, EngineInfo
+from aircell.backends.docker.backend import DockerBackend
+from aircell.errors import EngineUnavailable, InvalidSpec, UnsupportedSpec
 from aircell.spec import SandboxSpec
 from aircell.status import ExitStatus
 from tests.contract.engines import DOCKERS, RunningDocker
 from tests.contract.harness import IMAGE, Harness
+from tests.support.certificates import Authority
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
@@ -67,3 +71,49 @@ async def test_a_network_that_is_not_there(engine: RunningDocker) -> None:
         await backend.check(SandboxSpec(image=IMAGE))
     finally:
         await backend.close()
+
+
+# --- TLS ---
+
+
+async def asked(settings: Mapping[str, object]) -> EngineInfo:
+    backend = DockerBackend(settings)
+    try:
+        return await backend.info()
+    finally:
+        await backend.close()
+
+
+async def test_a_sandbox_on_an_engine_behind_tls(harness: Harness, engine: RunningDocker, tmp_path: Path) -> None:
+    certificates = engine.authority.for_client(tmp_path / "tls")
+    harness.backend = DockerBackend({"host": engine.tcp, "tls": str(certificates)})
+    try:
+        outcome = await harness.run("print('through TLS'); exit(3)")
+        await harness.backend.remove(harness.made[-1])
+    finally:
+        await harness.backend.close()
+    assert (outcome.exit, outcome.log) == (ExitStatus(code=3), "through TLS\n")
+
+
+async def test_the_environment_of_dockers_own_clients(
+    engine: RunningDocker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", engine.tcp)
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(engine.authority.for_client(tmp_path / "tls")))
+    assert (await asked({})).name == "docker"
+
+
+async def test_without_the_right_certificates_nobody_answers(engine: RunningDocker, tmp_path: Path) -> None:
+    ours = engine.authority.for_client(tmp_path / "ours")
+    stranger = Authority().for_client(tmp_path / "stranger")
+    with pytest.raises(EngineUnavailable, match=r"wants TLS.*backends\.docker\.tls"):
+        await asked({"host": engine.tcp})
+    with pytest.raises(EngineUnavailable, match="certificate verify failed"):
+        await asked({"host": engine.tcp, "tls": str(stranger)})
+    (stranger / "ca.pem").write_text((ours / "ca.pem").read_text())
+    with pytest.raises(EngineUnavailable, match=r"127\.0\.0\.1"):
+        await asked({"host": engine.tcp, "tls": str(stranger)})
+    (ours / "key.pem").unlink()
+    with pytest.raises(InvalidSpec, match=r"key\.pem"):
+        await asked({"host": engine.tcp, "tls": str(ours)})

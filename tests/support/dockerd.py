@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ START_SECONDS = 30.0
 class Dockerd:
     """Runs below ``root``, a folder with a short name."""
 
-    def __init__(self, root: Path, *, bridge: str, address: str) -> None:
-        """``bridge`` is made with ``address``, such as ``10.1.2.1/24``, and removed again."""
+    def __init__(self, root: Path, *, bridge: str, address: str, options: Sequence[str] = ()) -> None:
+        """``bridge`` is made with ``address``, such as ``10.1.2.1/24``, and removed in the end."""
         self.root = root
         self.socket = str(root / "docker.sock")
         self.log = root / "dockerd.log"
         self.bridge = bridge
         self._address = address
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._api = httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), base_url="http://docker", timeout=60)
 
@@ -49,7 +51,7 @@ class Dockerd:
         argv = ["dockerd", "--host", self.host, "--live-restore"]
         argv += ["--data-root", f"{self.root}/root", "--exec-root", f"{self.root}/exec"]
         argv += ["--pidfile", f"{self.root}/dockerd.pid"]
-        argv += ["--bridge", self.bridge, "--iptables=false", "--ip6tables=false"]
+        argv += ["--bridge", self.bridge, "--iptables=false", "--ip6tables=false", *self._options]
         argv += ["--max-download-attempts", "1"]  # of each layer; five, with pauses, would take a minute to fail
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

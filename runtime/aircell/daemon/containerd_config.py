@@ -21,7 +21,7 @@ from aircell.spec import AbsolutePath, Model
 NONE_SUFFIX = "-none"
 """A runtime handler's twin whose pods have no network but loopback; the CRI backend looks for it by this name."""
 
-_RUNTIMES = ("runc", "crun")
+_RUNTIMES = ("runc", "crun", "youki")
 _CAP_SYS_RESOURCE = 24
 _UNUSED_PLUGINS = (
     "io.containerd.snapshotter.v1.aufs",

@@ -20,7 +20,7 @@ from typing import Any
 
 from aircell.errors import EngineUnavailable
 
-PAUSE_IMAGE = "localhost/aircell/pause:1"
+PAUSE_IMAGE = "localhost/aircell/pause:2"
 
 _BASE = 0x400000
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -74,7 +74,7 @@ def write_pause_archive(path: Path, machine: str = "") -> None:
         {
             "architecture": architecture,
             "os": "linux",
-            "config": {"Entrypoint": ["/pause"]},
+            "config": {"Entrypoint": ["/pause"], "Env": ["PATH=/"]},  # without a PATH youki starts nothing
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )

@@ -83,6 +83,12 @@ def translate(
         return special
     if "invalid reference format" in details:
         return InvalidSpec(f"not an image reference, {doing}: {details}", hint="Correct the image.", sandbox=sandbox)
+    if "HTTP request to an HTTPS server" in details:
+        return EngineUnavailable(
+            f"Docker on {host} wants TLS, {doing}.",
+            hint="Set `backends.docker.tls`, or DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, for aircelld.",
+            sandbox=sandbox,
+        )
     if error.status == _NOT_FOUND:
         return NotFound(f"Docker knows no such thing, {doing}: {details}", sandbox=sandbox)
     return EngineError(f"Docker failed, {doing}: {details}", hint="Look at dockerd's log.", sandbox=sandbox)
