@@ -48,20 +48,24 @@ class Dockerd:
 
     def start_process(self) -> None:
         """The daemon alone, as after its crash."""
-        argv = ["dockerd", "--host", self.host, "--live-restore"]
-        argv += ["--data-root", f"{self.root}/root", "--exec-root", f"{self.root}/exec"]
-        argv += ["--pidfile", f"{self.root}/dockerd.pid"]
-        argv += ["--bridge", self.bridge, "--iptables=false", "--ip6tables=false", *self._options]
-        argv += ["--max-download-attempts", "1"]  # of each layer; five, with pauses, would take a minute to fail
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                ["setpriv", "--pdeathsig", "TERM", *self.command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             assert self._process.poll() is None, f"dockerd ended:\n{self.log.read_text()[-3000:]}"
             assert time.monotonic() < deadline, f"dockerd does not answer:\n{self.log.read_text()[-3000:]}"
             time.sleep(0.05)
+
+    def command(self) -> list[str]:
+        """What runs."""
+        argv = ["dockerd", "--host", self.host, "--live-restore"]
+        argv += ["--data-root", f"{self.root}/root", "--exec-root", f"{self.root}/exec"]
+        argv += ["--pidfile", f"{self.root}/dockerd.pid"]
+        argv += ["--bridge", self.bridge, "--iptables=false", "--ip6tables=false", *self._options]
+        argv += ["--max-download-attempts", "1"]  # of each layer; five, with pauses, would take a minute to fail
+        return argv
 
     def kill(self) -> None:
         """As its crash. Its containerd goes with it, which the next dockerd would take for one that still runs."""
@@ -75,13 +79,17 @@ class Dockerd:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Removes what containers there are: this dockerd would leave them running."""
+        """Ends it, and removes the bridge."""
+        self.end()
+        run("ip", "link", "delete", self.bridge)
+
+    def end(self) -> None:
+        """Removes what containers there are, too: this dockerd would leave them running."""
         if self._process is not None and self._process.poll() is None:
             for container in self.containers():
                 self._api.delete(f"/containers/{container}", params={"force": True}).raise_for_status()
             self._process.terminate()
             self._process.wait(60)
-        run("ip", "link", "delete", self.bridge)
 
     def load(self, image: str) -> None:
         """Loads one of ``images.build.IMAGES``."""
@@ -94,6 +102,11 @@ class Dockerd:
         """The id of every container, whatever its state."""
         answer = self._api.get("/containers/json", params={"all": True}).raise_for_status()
         return [container["Id"] for container in answer.json()]
+
+    def info(self) -> dict[str, Any]:
+        """What ``docker info`` is made of."""
+        answer: dict[str, Any] = self._api.get("/info").raise_for_status().json()
+        return answer
 
     def inspect(self, container: str) -> dict[str, Any]:
         """What ``docker inspect`` prints."""
