@@ -19,11 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import uv
+
+from aircell.builders import Buildah, Recipe, Say
+from aircell.errors import AircellError
 
 HERE = Path(__file__).parent
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -101,11 +104,43 @@ def archive(name: str) -> Path:
     return path
 
 
+def gzip_archive(name: str) -> Path:
+    """The same with the compression that every Docker pulls: before 25 it reads no zstd. Raises what archive() does."""
+    reference = IMAGES[name].reference
+    option = "--compression-format=gzip"
+    return _converted(
+        name,
+        archive(name),
+        ".gzip.tar",
+        lambda to, say: _builder().push(reference, f"oci-archive:{to}:{reference}", say, option),
+    )
+
+
+def docker_archive(name: str) -> Path:
+    """The same as an archive that every Docker loads: before 25 it reads no OCI archive. Raises what archive() does."""
+    # From the one with gzip: buildah 1.28 cannot save an image that it knows compressed with zstd alone.
+    reference = IMAGES[name].reference
+    return _converted(name, gzip_archive(name), ".docker.tar", lambda to, say: _builder().save(reference, to, say))
+
+
+def _converted(name: str, source: Path, suffix: str, save: Callable[[Path, Say], None]) -> Path:
+    """The image in another form, which ``save`` writes when the cache lacks it."""
+    target = archive(name).with_suffix(suffix)
+    with locked(target.with_suffix(".lock")):
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            with _logged(target.with_suffix(".log")) as say:
+                _builder().pull(source, say)
+                save(partial, say)
+            partial.rename(target)
+    return target
+
+
 @functools.cache
 def _digest(name: str) -> str:
     """Hash of everything of ours that goes into an image, its parents included."""
     image = IMAGES[name]
-    recipe = [inspect.getsource(each) for each in (_root_filesystem, _host_settings, _buildah)]
+    recipe = [inspect.getsource(each) for each in (_root_filesystem, _host_settings, _builder, Buildah)]
     parts = [*recipe, *OF_THE_HOST, repr(image), (HERE / image.containerfile).read_text(), _host_suite()]
     if image.requirements:
         parts.append((HERE / "requirements" / image.requirements).read_text())
@@ -178,7 +213,9 @@ def _host_settings(context: Path) -> None:
     """Puts uv, and what it needs of the host to reach its index, into the build context (mounted, never copied)."""
     shutil.copy(uv.find_uv_bin(), context / "uv")
     settings = {k: v for k, v in os.environ.items() if k.startswith("UV_") or k.lower().endswith("_proxy")}
-    settings |= {"UV_CACHE_DIR": "/mnt", "UV_COMPILE_BYTECODE": "1", "UV_LINK_MODE": "copy"}
+    settings |= {"UV_CACHE_DIR": "/mnt", "UV_LINK_MODE": "copy"}
+    # Files of an image do not change: Python need not look whether they did.
+    settings |= {"UV_COMPILE_BYTECODE": "1", "PYC_INVALIDATION_MODE": "UNCHECKED_HASH"}
     certificates = Path(os.environ.get("SSL_CERT_FILE", CERTIFICATES))
     if certificates.exists():
         shutil.copy(certificates, context / "ca.crt")
@@ -187,19 +224,30 @@ def _host_settings(context: Path) -> None:
     (context / "host.env").write_text("".join(lines))
 
 
-def _buildah(image: Image, parent: str | None, context: Path, target: Path, log: Path) -> None:
+def _builder() -> Buildah:
     cache = cache_dir()
     downloads = cache / "uv"
     downloads.mkdir(parents=True, exist_ok=True)
-    buildah = ["buildah", "--root", str(cache / "buildah"), "--runroot", str(cache / "buildah-run")]
-    build = [*buildah, "build", "--isolation", "chroot", "--network", "host", "--layers=false", "--format", "oci"]
-    build += ["--tag", image.reference, "--file", str(HERE / image.containerfile)]
-    build += ["--volume", f"{downloads}:/mnt"]  # any folder that exists in every image, so that no trace is left
-    if parent:
-        build += ["--build-arg", f"PARENT={parent}"]
-    _run([*build, str(context)], log)
-    push = [*buildah, "push", "--compression-format", "zstd", "--format", "oci", image.reference]
-    _run([*push, f"oci-archive:{target}:{image.reference}"], log)
+    # Mounted at a folder that exists in every image, so that no trace is left.
+    return Buildah(store=cache / "buildah", isolation="chroot", volumes=(f"{downloads}:/mnt",))
+
+
+def _buildah(image: Image, parent: str | None, context: Path, target: Path, log: Path) -> None:
+    arguments = {"PARENT": parent} if parent else {}
+    recipe = Recipe(image.reference, HERE / image.containerfile, context, arguments)
+    with _logged(log) as say:
+        _builder().build(recipe, say)
+        _builder().save_oci(image.reference, target, say)
+
+
+@contextlib.contextmanager
+def _logged(log: Path) -> Iterator[Say]:
+    """What a builder says goes to the log; where that is, to its error."""
+    with log.open("a") as output:
+        try:
+            yield lambda line: print(line, file=output, flush=True)
+        except AircellError as error:
+            raise ImageBuildError(f"{error.message}\n{error.detail}\nThe whole log: {log}") from error
 
 
 def _run(command: Sequence[str], log: Path) -> None:

@@ -15,7 +15,7 @@ TAIL = 40
 
 _KINDS: tuple[tuple[str, type[AircellError], str, str], ...] = (
     (
-        r"(?i)no space left on device|disk quota exceeded",
+        r"(?i)no space left|disk quota exceeded",
         BuildUnavailable,
         "there is no space left for it",
         "Remove unused images, or enlarge the disk of the container engine and of aircelld's state folder; a `scratch` "
@@ -52,6 +52,12 @@ _KINDS: tuple[tuple[str, type[AircellError], str, str], ...] = (
         BuildFailed,
         "the image that it begins with cannot be had",
         "Check its name, the network and the builder's credentials.",
+    ),
+    (
+        r"buildx component is missing",
+        BuildUnavailable,
+        "this command line of Docker lacks buildx",
+        "Install it (Debian: docker-buildx), or buildah.",
     ),
     (
         r"unknown instruction|Unknown instruction|dockerfile parse error|parsing main Dockerfile",

@@ -47,11 +47,14 @@ class Client:
         self.autostart = autostart
         self.timeout = timeout
 
-    def call(self, op: str, **fields: Any) -> Generator[dict[str, Any], None, None]:
-        """The answers to one request of ``docs/protocol.md``, as they come. Raises the error that an answer holds."""
+    def call(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Generator[dict[str, Any], None, None]:
+        """The answers to one request of ``docs/protocol.md``, as they come. Raises the error that an answer holds.
+
+        ``fds`` are passed along and stay the caller's.
+        """
         with self._connect() as connection:
             reader = protocol.FrameReader()
-            self._send(connection, {"op": op, **fields})
+            self._send(connection, {"op": op, **fields}, fds)
             yield self._first_answer(connection, reader)
             connection.settimeout(None)
             while (frame := protocol.receive(connection, reader)) is not None:

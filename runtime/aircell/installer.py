@@ -135,11 +135,14 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def main(request: str) -> int:
-    """Installs what the file ``request`` says (JSON) into :data:`FOLDER` of this very image."""
+def main(*requests: str) -> int:
+    """Installs what the files ``requests`` say together (JSON) into :data:`FOLDER` of this very image."""
     folder = Path(tempfile.mkdtemp())
+    wanted: dict[str, Any] = {}
+    for request in requests:
+        wanted |= json.loads(Path(request).read_text())
     try:
-        install(folder, **json.loads(Path(request).read_text()))
+        install(folder, **wanted)
     except PipFailed:
         return 1
     folder.chmod(0o755)
@@ -149,4 +152,4 @@ def main(request: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -20,7 +20,7 @@ from aircell.errors import (
     ImageUnauthorized,
     InvalidSpec,
 )
-from images.docker_archive import docker_archive
+from images.build import docker_archive
 from tests.contract.engines import Running
 from tests.contract.harness import IMAGE, Harness
 from tests.support.registry import Image, Registry, serving

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -115,3 +116,21 @@ def test_requirements(node: DockerNode) -> None:
     assert path.startswith("/opt/aircell/requirements/bin:/")
     image = next(event["image"] for event in came if event["event"] == "building")
     assert PASSWORD not in run("docker", "--host", node.dockerd.host, "history", "--no-trunc", image)
+
+
+def test_an_image_built_by_docker(node: DockerNode, tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    file.write_text("greeting\n")
+    argv = [AIRCELL, "image", "build", "--socket", node.socket, "--backend", "docker", "--builder", "docker"]
+    argv += ["--tag", "team/greets:1", "--requirements", str(file), "--base", node.load("base"), "--airflow", "none"]
+    with serving({"greeting": ""}) as index:
+        (tmp_path / "pip.conf").write_text(index.pip_conf("127.0.0.1"))
+        env = {**os.environ, "DOCKER_HOST": node.dockerd.host, "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+        env["PATH"] = f"/usr/bin:{env['PATH']}"  # the distribution's docker.io, which needs no buildx
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("sha256:")
+    look = "import greeting; print(greeting.__cached__)"
+    with node.launch("python3", "-c", look, image="team/greets:1", pull_policy="never") as sandbox:
+        assert text(sandbox.stdout).startswith("/opt/aircell/requirements/__pycache__/greeting.")
+    assert PASSWORD not in run("docker", "--host", node.dockerd.host, "history", "--no-trunc", "team/greets:1")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aircell.status import ExitStatus
-from images.docker_archive import docker_archive
+from images.build import gzip_archive
 from tests.support.archive_image import ArchiveImage
 from tests.support.docker_node import DockerNode
 from tests.support.images import reference
@@ -36,7 +36,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Node]:
 @pytest.fixture
 def shop(engine: Node) -> Iterator[Registry]:
     """Serves an image that only aircelld ever asks for; afterwards none of it is left on the node."""
-    with serving(ArchiveImage(docker_archive("base"), {"etc/motd": "for a while\n"})) as registry:
+    with serving(ArchiveImage(gzip_archive("base"), {"etc/motd": "for a while\n"})) as registry:
         registry.any_name = True
         engine.allow_plain_http(registry.host)
         yield registry

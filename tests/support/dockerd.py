@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from images.docker_archive import docker_archive
+from images.build import docker_archive
 from tests.support.images import reference
 
 START_SECONDS = 30.0

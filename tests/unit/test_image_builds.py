@@ -51,7 +51,6 @@ def test_a_failed_build_leaves_no_image_and_says_where_its_log_is(build: Build, 
     process = build()
     errors = process.communicate(timeout=30)[1]
     assert process.returncode == 1
-    assert "buildah failed with code 7" in errors
-    assert "no space left" in errors
+    assert "there is no space left for it" in errors
     assert str(tmp_path / "images") in errors
     assert list((tmp_path / "images").glob("*.tar")) == []

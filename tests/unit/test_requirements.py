@@ -93,6 +93,7 @@ def test_only_what_says_where_packages_come_from_is_passed_on() -> None:
         ("ERROR: No matching distribution found for foo>=3", BuildFailed, "has foo>=3"),
         ("ERROR: Invalid requirement: 'foo bar': Expected", BuildFailed, "'foo bar'"),
         ("OSError: [Errno 28] No space left on device", BuildUnavailable, "no space"),
+        ("ERROR: BuildKit is enabled but the buildx component is missing or broken.", BuildUnavailable, "buildx"),
         ("something else", BuildFailed, "could not be built"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from aircell.cli import doctor, images, pool, run, sandboxes
+from aircell.cli import doctor, image_build, images, pool, run, sandboxes
 from aircell.spec import SandboxSpec
 
 GROUP = "aircell.cli"
@@ -32,6 +32,7 @@ def build() -> typer.Typer:
     app.command(context_settings={"allow_interspersed_args": False})(run.run)
     for command in _COMMANDS:
         app.command()(command)
+    app.add_typer(image_build.app, name="image")
     app.add_typer(pool.app, name="pool")
     app.add_typer(images.app, name="images")
     for entry in entry_points(group=GROUP):

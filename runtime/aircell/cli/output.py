@@ -45,6 +45,12 @@ def note(message: str) -> None:
     sys.stderr.flush()
 
 
+def progress(line: str) -> None:
+    """A line that another program printed, on standard error."""
+    sys.stderr.write(f"  | {line}\n")
+    sys.stderr.flush()
+
+
 def print_error(error: AircellError) -> None:
     """What happened, what to do next, and the evidence, on standard error."""
     where = f"sandbox {error.sandbox}: " if error.sandbox else ""
