@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from aircell.backends.base import RegistryAuth
 from aircell.backends.cri.backend import CriBackend
 from aircell.backends.docker.backend import DockerBackend
+from aircell.daemon import distribution
+from aircell.daemon.registry_hosts import endpoints
 from aircell.errors import (
     CredentialsUnavailable,
     ImageNotFound,
@@ -24,6 +27,7 @@ from aircell.errors import (
     RightsUnknown,
     StartupFailed,
 )
+from aircell.reference import Reference
 from tests.support.docker_node import DockerNode
 from tests.support.docker_registry import SECRETS, Shop, shop
 from tests.support.faulty import door
@@ -305,6 +309,26 @@ def test_a_certificate_that_nobody_vouches_for_proves_nothing(site: Node, store:
         hosts.write_text(before)
     with pytest.raises(ImageUnauthorized):
         want(site, reference, "wrong")
+
+
+def test_what_everybody_could_use_stays_so_when_somebody_pulls_it_with_credentials(site: Node, store: Shop) -> None:
+    store.stock("everybodys")
+    image = want(site, store.open.reference("everybodys"))
+    assert want(site, store.locked.reference("everybodys"), "file")["id"] == image["id"]
+    assert want(site, store.open.reference("everybodys"))["id"] == image["id"]
+
+
+async def test_what_root_has_in_its_netrc_is_nobodys_right(
+    store: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.stock("netrc")
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine 127.0.0.1 login alice password {SECRETS['alice']}\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    image = Reference.parse(store.locked.reference("netrc"))
+    where = endpoints(image.registry, [])
+    assert not await distribution.gives(where, image, None)
+    assert await distribution.gives(where, image, RegistryAuth("alice", SECRETS["alice"]))
 
 
 def test_an_image_that_was_pulled_without_credentials_is_for_everybody(site: Node, store: Shop) -> None:

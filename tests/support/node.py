@@ -170,11 +170,14 @@ class Node:
 
     def trust(self, registry: str, authority: Path) -> None:
         """A registry whose certificate only ``authority`` vouches for."""
+        self.serve_at(registry, f"https://{registry}", f'ca = "{authority}"\n')
+
+    def serve_at(self, registry: str, url: str, settings: str = "") -> None:
+        """A registry that is elsewhere than its name says, or has settings of its own."""
         folder = self.root / "registries" / registry
         folder.mkdir(parents=True, exist_ok=True)
-        text = f'server = "https://{registry}"\nca = "{authority}"\n'
         # containerd 1.6 reads no file without a host in it.
-        (folder / "hosts.toml").write_text(f'{text}[host."https://{registry}"]\nca = "{authority}"\n')
+        (folder / "hosts.toml").write_text(f'server = "{url}"\n{settings}[host."{url}"]\n{settings}')
 
     def launch(self, *argv: str, **spec: Any) -> Sandbox:
         """Launches a command; see :func:`request`."""

@@ -110,7 +110,7 @@ class Registry:
 
     def content(self, path: str) -> tuple[str, bytes] | None:
         """Media type and bytes of what a path names."""
-        _, _, name, kind, reference = path.split("/", 4)
+        _, _, name, kind, reference = path.partition("?")[0].split("/", 4)
         digest = self.image.index if reference == "latest" else reference
         blob = self.image.blobs.get(digest)
         if blob is None or not (self.any_name or name == "image"):

@@ -94,6 +94,16 @@ def test_what_is_private_outlives_aircelld_and_a_crash_during_a_pull(tmp_path: P
     assert PrivateImages(file).source("cri", image) == ""
 
 
+def test_what_is_built_on_a_private_image_is_as_private(tmp_path: Path) -> None:
+    private = PrivateImages(tmp_path / "file")
+    base, built = ImageInfo("sha256:1", "team/app", digest="team/app@sha256:2"), ImageInfo("sha256:3", "built")
+    private.inherit("cri", base, built)
+    assert private.source("cri", built) == ""
+    private.came("cri", base)
+    private.inherit("cri", base, built)
+    assert PrivateImages(tmp_path / "file").source("cri", built) == "team/app@sha256:2"
+
+
 def test_a_pull_that_fails_leaves_nothing_private(tmp_path: Path) -> None:
     private = PrivateImages(tmp_path / "file")
     private.expect("cri", "team/app")

@@ -6,8 +6,10 @@ Sources: the OCI distribution specification 1.1 and, for tokens, https://distrib
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Mapping, Sequence
-from urllib.request import parse_http_list, parse_keqv_list
+from urllib.parse import urlsplit
+from urllib.request import getproxies, parse_http_list, parse_keqv_list, proxy_bypass
 
 import aiohttp
 
@@ -60,7 +62,8 @@ async def _status(endpoint: Endpoint, image: Reference, auth: RegistryAuth | Non
     url = f"{endpoint.url}/{image.repository}/manifests/{image.version}"
     connector = aiohttp.TCPConnector(ssl=endpoint.tls)
     limit = aiohttp.ClientTimeout(total=_SECONDS)
-    async with aiohttp.ClientSession(connector=connector, timeout=limit, trust_env=True) as session:
+    # Without trust_env, which would have strangers asked for with what is in ~/.netrc; so proxies are ours to find.
+    async with aiohttp.ClientSession(connector=connector, timeout=limit) as session:
         status, challenges = await _head(session, url, {})
         if status != 401:
             return status
@@ -72,7 +75,8 @@ async def _status(endpoint: Endpoint, image: Reference, auth: RegistryAuth | Non
 
 
 async def _head(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> tuple[int, list[str]]:
-    async with session.head(url, headers={"Accept": _MANIFESTS, **headers}, allow_redirects=True) as answer:
+    accepted = {"Accept": _MANIFESTS, **headers}
+    async with session.head(url, headers=accepted, allow_redirects=True, proxy=_proxy(url)) as answer:
         return answer.status, answer.headers.getall("WWW-Authenticate", [])
 
 
@@ -88,19 +92,20 @@ async def _proof(
     auth: RegistryAuth | None,
 ) -> str:
     """The header that answers a challenge; empty when these credentials have no answer to it."""
-    basic = aiohttp.BasicAuth(auth.username, auth.password).encode() if auth and auth.password else ""
+    basic = _basic(auth) if auth and auth.password else ""
     if scheme == "basic":
         return basic
     if scheme != "bearer" or "realm" not in challenge:
         return ""
     scope = challenge.get("scope") or f"repository:{image.repository}:pull"
     query = {"service": challenge.get("service", ""), "scope": scope}
+    realm = challenge["realm"]
     if auth and auth.identity_token:
         form = {**query, "grant_type": "refresh_token", "refresh_token": auth.identity_token, "client_id": "aircell"}
-        request = session.post(challenge["realm"], data=form)
+        request = session.post(realm, data=form, proxy=_proxy(realm))
     else:
         headers = {"Authorization": basic} if basic else {}
-        request = session.get(challenge["realm"], params=query, headers=headers)
+        request = session.get(realm, params=query, headers=headers, proxy=_proxy(realm))
     async with request as answer:
         if answer.status in _REFUSED:
             return ""
@@ -108,5 +113,15 @@ async def _proof(
         content = await answer.json(content_type=None)
     token = content.get("token") or content.get("access_token")
     if not token:
-        raise ValueError(f"{challenge['realm']} gives no token")
+        raise ValueError(f"{realm} gives no token")
     return f"Bearer {token}"
+
+
+def _basic(auth: RegistryAuth) -> str:
+    return "Basic " + base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()
+
+
+def _proxy(url: str) -> str | None:
+    """As the environment variables HTTPS_PROXY, HTTP_PROXY and NO_PROXY have it."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)

@@ -48,8 +48,9 @@ class ImageStore:
         """While the context lasts the image is not removed, as if a sandbox had been made from it."""
         return self._holds.hold(backend.name, reference)
 
-    def made_here(self, backend: Backend, image: ImageInfo) -> None:
-        """Notes that an image which aircelld itself builds is on the node, and used."""
+    def made_here(self, backend: Backend, base: ImageInfo, image: ImageInfo) -> None:
+        """Notes that an image which aircelld itself builds is on the node, and used: as private as its base."""
+        self._private.inherit(backend.name, base, image)
         self._ledger.made(backend.name, None, image)
 
     async def ensure(
@@ -86,9 +87,10 @@ class ImageStore:
         """Pulls, and remembers that it was us, and what took credentials."""
         name = Reference.parse(reference)
         auth = await self._keyring.read(credentials, name)
+        before = {image.id: image for image in await backend.images()}
+        everybodys = {id for id, image in before.items() if not self._private.source(backend.name, image)}
         if auth is not None:
             self._private.expect(backend.name, reference)
-        before = {image.id: image for image in await backend.images()}
         try:
             image = await _persistently(backend, reference, auth, report)
         except AircellError as error:
@@ -98,8 +100,10 @@ class ImageStore:
                 raise unauthorized(name, credentials, "is not given by its registry to", error.message) from error
             raise
         self._ledger.made(backend.name, before.get(image.id), image)
-        if auth is not None:
+        if auth is not None and image.id not in everybodys:
             await self._note_private(backend, image)
+        elif auth is not None:
+            self._private.expect_no_more(backend.name, reference)
         return image
 
     async def _note_private(self, backend: Backend, image: ImageInfo) -> None:

@@ -174,14 +174,14 @@ class Launcher:
         await launch.backend.check(spec)
         await self._engines.clear(launch.request.backend)
         await launch.holds.enter_async_context(self._images.hold(launch.backend, spec.image))
-        image = await self._images.ensure(
+        image = base = await self._images.ensure(
             launch.backend, spec.image, spec.pull_policy, spec.registry_credentials, launch.report_pull
         )
         if spec.requirements:
             name = reference(image, spec, self._config.policy)
             await launch.holds.enter_async_context(self._images.hold(launch.backend, name))
-            image = await self._requirements.ensure(launch.backend, image, spec, launch.report_build)
-            self._images.made_here(launch.backend, image)
+            image = await self._requirements.ensure(launch.backend, base, spec, launch.report_build)
+            self._images.made_here(launch.backend, base, image)
         return Shape.of(launch.request, image, launch.mounts, launch.sandbox.record.owner.uid)
 
     async def _make(self, launch: Launch, shape: Shape) -> Gate:

@@ -50,6 +50,13 @@ class PrivateImages:
         self._images.setdefault(backend, {})[image.id] = image.digest or image.reference
         self.expect_no_more(backend, image.reference)
 
+    def inherit(self, backend: str, base: ImageInfo, image: ImageInfo) -> None:
+        """Whoever may not have ``base`` may not have ``image``, which has it inside."""
+        source = self.source(backend, base)
+        if source and self.source(backend, image) != (base.digest or source):
+            self._images[backend][image.id] = base.digest or source
+            self._save()
+
     def expect_no_more(self, backend: str, reference: str) -> None:
         """After that pull, or when it failed."""
         self._images.get(backend, {}).pop(str(Reference.parse(reference)), None)
