@@ -15,6 +15,7 @@ from images.build import gzip_archive
 from tests.support.archive_image import ArchiveImage
 from tests.support.docker_node import DockerNode
 from tests.support.images import reference
+from tests.support.jobs import request
 from tests.support.node import Node
 from tests.support.registry import Image, Registry, serving
 
@@ -137,6 +138,17 @@ def test_an_image_that_is_being_pulled_stays(engine: Node, shop: Registry) -> No
         assert prune(engine) == []
         shop.open.set()
         assert sandbox.wait(60) == ExitStatus(code=0)
+
+
+def test_the_image_of_a_pool_stays(engine: Node, shop: Registry) -> None:
+    task = {**request("true", image=shop.reference()), "role": "task", "backend": backend(engine)}
+    with engine.client.launch(task) as sandbox:
+        assert sandbox.wait(60) == ExitStatus(code=0)
+    engine.wait_until(lambda: engine.ps() == [], "the task's sandbox is gone")
+    assert engine.answer("pools")["pools"]
+    assert prune(engine) == []
+    engine.clean(60)  # which ends the pools
+    assert prune(engine) == [shop.reference()]
 
 
 def test_an_image_to_which_somebody_gave_a_name_stays(engine: Node) -> None:

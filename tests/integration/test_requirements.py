@@ -64,6 +64,19 @@ def test_one_build_serves_all_who_want_it(node: Node, slow: PackageIndex) -> Non
         node.launch("true", image=building[0]["image"])
 
 
+def test_an_image_made_for_requirements_is_pruned_when_nobody_uses_it(node: Node, index: PackageIndex) -> None:
+    with node.launch("sh", "-c", "read line", requirements=("other",)) as sandbox:
+        node.wait_state(sandbox.id, "running")
+        made = {name for name in node._images() if "/requirements:" in name}
+        node.answer("prune_images")
+        assert made & node._images(), "one is in use"
+        sandbox.requests.sendall(b"\n")
+        assert sandbox.wait(30).code == 0
+    node.wait_until(lambda: node.ps() == [], "nothing uses it")
+    node.answer("prune_images")
+    assert not made & node._images()
+
+
 def test_who_stops_the_last_launch_stops_the_build(node: Node, slow: PackageIndex) -> None:
     with node.launch("true", requirements=("greeting", "other")) as sandbox:
         node.wait_until(lambda: any(box["role"] == "build" for box in node.ps()), "pip runs", 60)
