@@ -50,16 +50,17 @@ class CannotServe(Exception):
         self.error = {"kind": kind, "message": message, "hint": hint, "detail": detail}
 
 
-class Gate:
-    """The connection to aircelld: frames of a 4-byte big-endian length and a JSON object."""
+class Frames:
+    """A stream of frames, each a 4-byte big-endian length and a JSON object, some with descriptors."""
 
-    def __init__(self, path: str) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(path)
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
 
-    def send(self, message: "dict[str, Any]") -> None:
+    def send(self, message: "dict[str, Any]", fds: "tuple[int, ...] | list[int]" = ()) -> None:
         body = json.dumps(message).encode()
-        self.sock.sendall(struct.pack(">I", len(body)) + body)
+        data = struct.pack(">I", len(body)) + body
+        sent = socket.send_fds(self.sock, [data], fds) if fds else 0
+        self.sock.sendall(data[sent:])
 
     def receive(self) -> "tuple[dict[str, Any], list[int]] | None":
         """The next frame and its descriptors, or None at end of file."""
@@ -74,6 +75,14 @@ class Gate:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
         return json.loads(data[4:].decode()), fds.tolist()
+
+
+class Gate(Frames):
+    """The connection to aircelld."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        self.sock.connect(path)
 
 
 # --- before the job ----------------------------------------------------------------------------------------------
@@ -191,31 +200,63 @@ def describe(runner: Any) -> "dict[str, Any]":
 
 
 class Job:
-    """What to run, and its descriptors."""
+    """What to run, and its streams."""
 
     def __init__(self, frame: "dict[str, Any]", fds: "list[int]") -> None:
-        self.requests, self.stdout, self.stderr, self.logs, lifeline = fds
-        self.lifeline = socket.socket(fileno=lifeline)
+        self.requests, self.stdout, self.stderr, self.logs = fds
         self.kind: str = frame["kind"]
         self.argv: list[str] = frame.get("argv") or []
         self.args: dict[str, Any] = frame.get("args") or {}
         self.env: dict[str, str] = frame.get("env") or {}
-        self.stop_grace = float(frame.get("stop_grace") or 0)
 
     @property
     def streams(self) -> "tuple[int, int, int, int]":
         return self.requests, self.stdout, self.stderr, self.logs
 
 
-def run_child(job: Job, runner: Any, set_dumpable: Any) -> NoReturn:
+class Understudy:
+    """The job's process before there is a job. Copying the memory of this one takes milliseconds that nobody waits for
+    yet, and so does what the copy has to do first."""
+
+    def __init__(self, runner: Any, set_dumpable: Any) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until it has handlers of its own
+        self.pid = os.fork()
+        if self.pid == 0:
+            run_child(Frames(theirs), runner, set_dumpable)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        theirs.close()
+        self.frames = Frames(ours)
+
+    def waits(self) -> bool:
+        """Whether it lives."""
+        return os.waitpid(self.pid, os.WNOHANG) == (0, 0)
+
+    def begin(self, frame: "dict[str, Any]", fds: "list[int]") -> None:
+        """Gives it the job. Should it end before it has read that, how it ended is the end of the job."""
+        try:
+            self.frames.send(frame, fds)
+        except OSError as error:
+            print(f"aircell agent: the job could not be started: {error}", file=sys.stderr, flush=True)
+        self.frames.sock.close()
+
+
+def run_child(frames: Frames, runner: Any, set_dumpable: Any) -> NoReturn:
     """The forked child, from its first line to its end."""
     code: Any = 1
     try:
         os.setsid()
-        reset_signals(ignore_pipe=job.kind == "runner")
+        reset_signals()
+        become_likelier_oom_victim()
+        received = frames.receive()
+        if received is None:
+            os._exit(1)
+        job = Job(*received)
+        receive_signals(ignore_pipe=job.kind == "runner")
         set_dumpable(1)  # user code may look at its own /proc/self
         take_descriptors(job)
-        become_likelier_oom_victim()
         os.environ.update(job.env)
         if job.kind == "exec":
             execute(job.argv)
@@ -236,12 +277,15 @@ def run_child(job: Job, runner: Any, set_dumpable: Any) -> NoReturn:
         os._exit((code or 0) & 0xFF)
 
 
-def reset_signals(ignore_pipe: bool) -> None:
-    """Dispositions and mask as a fresh process has them; a Python process ignores SIGPIPE, a command must not."""
-    signal.set_wakeup_fd(-1)
+def reset_signals() -> None:
+    """Dispositions as a fresh process has them."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) is not None:
             signal.signal(number, signal.SIG_DFL)
+
+
+def receive_signals(ignore_pipe: bool) -> None:
+    """From here on, and those that came before; a Python process ignores SIGPIPE, a command must not."""
     if ignore_pipe:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -287,12 +331,12 @@ def execute(argv: "list[str]") -> None:
 
 
 class Supervisor:
-    """Watches one job from the fork to the last zombie."""
+    """Watches one job from its beginning to the last zombie."""
 
-    def __init__(self, job: Job) -> None:
-        self.lifeline = job.lifeline
+    def __init__(self, lifeline: socket.socket, stop_grace: float) -> None:
+        self.lifeline = lifeline
         self.lifeline.setblocking(False)
-        self.stop_grace = job.stop_grace
+        self.stop_grace = stop_grace
         self.oom_kills = oom_kills()
         self.unsent: collections.deque[bytes] = collections.deque()
         self.kill_at: float | None = None
@@ -459,21 +503,20 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def run_job(gate: Gate, job: Job, runner: Any, facts: "dict[str, Any]", set_dumpable: Any) -> "dict[str, Any]":
+def run_job(
+    gate: Gate, frame: "dict[str, Any]", fds: "list[int]", understudy: Understudy, facts: "dict[str, Any]"
+) -> "dict[str, Any]":
     """Runs the job to its end and reports it: the ExitStatus."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the child has handlers of its own
+    *streams, lifeline = fds
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the supervisor can take them
     tell(gate, {"type": "started"})  # first: as long as aircelld has not heard it, another sandbox may get the job
-    supervisor = Supervisor(job)
+    supervisor = Supervisor(socket.socket(fileno=lifeline), float(frame.get("stop_grace") or 0))
     supervisor.report({"type": "ready", "facts": facts})
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        run_child(job, runner, set_dumpable)
+    understudy.begin(frame, streams)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for fd in job.streams:
+    for fd in streams:
         os.close(fd)
-    exit_status = supervisor.watch(child)
+    exit_status = supervisor.watch(understudy.pid)
     supervisor.report({"type": "exited", "exit": exit_status}, patience=FLUSH_SECONDS)
     tell(gate, {"type": "exited", "exit": exit_status})
     return exit_status
@@ -516,11 +559,15 @@ def main(run_dir: str = RUN_DIR) -> int:
         gate.send({"type": "failed", "error": cannot.error})
         return EXIT_CANNOT_SERVE
     set_dumpable(0)
+    understudy = Understudy(runner, set_dumpable)
     gate.send(ready)
     received = gate.receive()
     if received is None:
         return 0
-    ended = run_job(gate, Job(*received), runner, ready["facts"], set_dumpable)
+    if not understudy.waits():
+        print("aircell agent: the process for the job was killed", file=sys.stderr, flush=True)
+        return EXIT_CANNOT_SERVE
+    ended = run_job(gate, *received, understudy, ready["facts"])
     return int(ended["code"] if ended["signal"] is None else 128 + ended["signal"])
 
 

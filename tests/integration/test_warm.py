@@ -137,6 +137,16 @@ def test_one_that_was_killed_is_never_given_a_job(node: Node) -> None:
         assert described(node, sandbox)["made_as"] != name
 
 
+def test_one_whose_process_for_the_job_was_killed_fails_nobody(node: Node) -> None:
+    output(node, "true")
+    wait_ready(node)
+    (name,) = warm_names(node)
+    agent = node.agent_pid(name)
+    (child,) = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    assert output(node, "echo", "done") == ("done\n", "cold")
+
+
 def test_one_that_dies_while_it_is_given_a_job_fails_nobody(node: Node) -> None:
     output(node, "true")
     wait_ready(node)
@@ -220,7 +230,7 @@ def test_an_idle_aircelld_ends_with_what_is_ready(node: Node) -> None:
     output(node, "true")
     wait_ready(node)
     node.wait_until(lambda: not node.alive, "aircelld ends", 30)
-    assert list((node.state / "sandboxes").iterdir()) == []
+    assert list((node.state / "sandboxes").iterdir()) == [], node.log.read_text()[-4000:]
     node.config = before
     node.start()
 

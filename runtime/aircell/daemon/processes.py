@@ -8,7 +8,17 @@ from pathlib import Path
 
 
 def memory(pid: int) -> int:
-    """The share of the node's memory in bytes that is the process's own: PSS, proc(5). Raises OSError when it ended."""
+    """The share of the node's memory in bytes that a process and its children take: PSS, proc(5).
+
+    Raises OSError when one of them has ended.
+    """
+    children = [
+        int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
+    ]
+    return sum(_pss(each) for each in (pid, *children))
+
+
+def _pss(pid: int) -> int:
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
 
