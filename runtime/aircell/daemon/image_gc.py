@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -61,9 +61,8 @@ class ImageGc:
         for id in await _of_sandboxes(backend):
             self._ledger.used(backend.name, id)
         if settings.unused_seconds is not None:
-            end = time.time() - settings.unused_seconds
             ours = self._ledger.of(backend.name)
-            old = [entry for entry in ours[: len(ours) - settings.keep] if entry.last_used < end]
+            old = unused(ours, seconds=settings.unused_seconds, keep=settings.keep, now=time.time())
             await self._remove(backend, old, "not used for long")
         if settings.disk_percent is not None:
             await self._make_room(backend, settings.disk_percent)
@@ -123,6 +122,11 @@ class ImageGc:
             if image := await backend.image(reference):
                 used.add(image.id)
         return used
+
+
+def unused(entries: Sequence[Entry], *, seconds: float, keep: int, now: float) -> list[Entry]:
+    """Of images, the one that was not used for longest first, those to be removed."""
+    return [entry for entry in entries[: max(0, len(entries) - keep)] if entry.last_used < now - seconds]
 
 
 async def _of_sandboxes(backend: Backend) -> set[str]:
