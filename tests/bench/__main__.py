@@ -30,18 +30,19 @@ RESULTS = ROOT / "bench" / "results.json"
 Benchmark: TypeAlias = Callable[[Lab], Iterator[tuple[str, Series]]]
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "tasks": tasks.measure,
-    "heavy": tasks.heavy,
-    "parsing": parsing.measure,
     "handover": handover.measure,
     "cold": cold.interpreter,
     "cold-airflow": cold.airflow,
     "daemon": daemon.measure,
     "memory": memory.measure,
     "growth": growth.measure,
+    "parsing": parsing.measure,
+    "tasks": tasks.measure,
+    "heavy": tasks.heavy,
     "burst": load.burst,
     "sustained": load.sustained,
 }
+"""In the order in which they run: those without Airflow first, for once it is there it takes its share of the CPU."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
@@ -49,7 +50,9 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="What has a target, few samples: minutes, not hours.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Show the targets; exit with 1 when one is missed.")] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="Also draw the results in docs/.")] = False,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw what was measured last into docs/; measures nothing.")
+    ] = False,
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(BENCHMARKS)}; may be repeated.")] = None,
 ) -> None:
     """Measures, prints the tables, and keeps all samples in bench/results.json, where others' sections stay."""
@@ -57,7 +60,7 @@ def main(
         raise typer.BadParameter(f"no benchmark is called {', '.join(sorted(unknown))}", param_hint="--only")
     aimed_at = {target.benchmark for target in TARGETS}
     chosen = only or [name for name in BENCHMARKS if name in aimed_at or not quick]
-    results = run(chosen, "quick" if quick else "full", RESULTS)
+    results = Results.load(RESULTS) if plot else run(chosen, "quick" if quick else "full", RESULTS)
     console.print(tables(results))
     if plot:
         draw(RESULTS, ROOT / "docs")
@@ -76,6 +79,7 @@ def run(names: Sequence[str], effort: Effort, path: Path) -> Results:
             console.print(f"[bold]>[/bold] {name} ...")
             results = results.having(name, _section(lab, BENCHMARKS[name]))
             results.save(path)
+            lab.drain()
     return results
 
 

@@ -37,11 +37,12 @@ _SETTLE_SECONDS = 120.0
 class Lab(contextlib.ExitStack):
     """To be used by ``with``: what was started ends with it."""
 
-    def __init__(self, effort: Effort, kinds: Sequence[str] = tuple(KINDS)) -> None:
+    def __init__(self, effort: Effort) -> None:
         super().__init__()
         self.effort = effort
-        self.kinds = kinds
+        self.kinds = tuple(KINDS)
         self._nodes: dict[str, Node] = {}
+        self._beside: list[Node] = []
 
     def samples(self, *, full: int, quick: int) -> int:
         """How many to take; two where it only has to be seen that it works."""
@@ -71,7 +72,13 @@ class Lab(contextlib.ExitStack):
         self._configure(node, kind)
         self.callback(_leave, node)
         node.start()
+        self._beside.append(node)
         return node
+
+    def drain(self) -> None:
+        """Ends what is kept ready, so that the next benchmark finds nothing of the last."""
+        for node in self._beside:
+            node.answer("drain")
 
     @cached_property
     def airflow(self) -> AirflowStack:

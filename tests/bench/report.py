@@ -36,7 +36,7 @@ def number(value: float) -> str:
 def _table(name: str, section: Section) -> Table:
     failed = f", [red]ended early: {section.error}[/red]" if section.error else ""
     load = " to ".join(number(each) for each in section.load)
-    title = f"{name} ({section.effort}, {section.seconds:.0f} s, load {load}){failed}"
+    title = f"{name} ({section.commit}, {section.effort}, {section.seconds:.0f} s, load {load}){failed}"
     table = Table("", "kind", title=title, title_justify="left")
     for column in ("unit", "samples", *(f"p{percent}" for percent in PERCENTILES), "ratio"):
         table.add_column(column, justify="right")
