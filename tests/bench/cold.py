@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterator
 
 from tests.bench import jobs
 from tests.bench.floor import RawCri, Runc, root_filesystem
 from tests.bench.lab import Lab
 from tests.bench.results import Series
+from tests.bench.steps import Steps
 from tests.support.images import reference
-
-STEPS: Mapping[tuple[str, str], str] = {
-    ("queued", "creating"): "accepted and checked",
-    ("creating", "starting"): "pod and container made",
-    ("starting", "running"): "started, imported, handed over",
-}
-"""Between two events of aircelld."""
 
 
 def interpreter(lab: Lab) -> Iterator[tuple[str, Series]]:
@@ -36,23 +28,16 @@ def _against_floor(lab: Lab, image: str, count: int) -> Iterator[tuple[str, Seri
     wanted = jobs.request(image)
     raw = RawCri(node, wanted, root)
     taken: dict[str, list[float]] = {"raw CRI": [], "cold": [], "runc": []}
-    steps: dict[str, list[float]] = {name: [] for name in STEPS.values()}
+    steps = Steps()
     with root_filesystem(node, reference(image), root / "rootfs") as rootfs, raw.container() as description:
         runc = Runc(description, jobs.runner(image), rootfs, root)
         for _ in range(count):
             taken["raw CRI"].append(raw.sample())
-            milliseconds, sandbox = jobs.first_line(node.client, wanted)
-            taken["cold"].append(milliseconds)
+            launch = jobs.first_line(node.client, wanted)
+            taken["cold"].append(launch.milliseconds)
             taken["runc"].append(runc.sample())
-            found = node.answer("inspect", sandbox=sandbox)["sandbox"]
+            found = node.answer("inspect", sandbox=launch.sandbox)["sandbox"]
             lab.served("cold", found)
-            for name, seconds in _durations(found["events"]):
-                steps[name].append(seconds * 1000)
+            steps.note(launch, found["events"])
     yield "request to first line", Series(unit="ms", samples=taken, base="raw CRI")
-    yield "steps of cold", Series(unit="ms", samples=steps)
-
-
-def _durations(events: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
-    for before, after in pairwise(events):
-        if name := STEPS.get((before["event"], after["event"])):
-            yield name, after["at"] - before["at"]
+    yield "steps of cold", Series(unit="ms", samples=steps.samples)

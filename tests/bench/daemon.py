@@ -56,8 +56,7 @@ def _handovers(lab: Lab, kind: str, node: Node) -> list[float]:
     taken = []
     for _ in range(lab.samples(full=100, quick=10)):
         lab.settle(kind, node)
-        milliseconds, _ = jobs.first_line(node.client, jobs.request("base"))
-        taken.append(milliseconds)
+        taken.append(jobs.first_line(node.client, jobs.request("base")).milliseconds)
     return taken
 
 

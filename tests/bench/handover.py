@@ -8,6 +8,7 @@ from tests.bench import jobs
 from tests.bench.kinds import KINDS
 from tests.bench.lab import Lab
 from tests.bench.results import Series
+from tests.bench.steps import Steps
 
 
 def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
@@ -17,18 +18,20 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
     cold = lab.samples(full=20, quick=3)
     wanted = jobs.request("task")
     taken: dict[str, list[float]] = {kind: [] for kind in lab.kinds}
+    steps = {kind: Steps() for kind in lab.kinds}
     for kind in lab.kinds:
         jobs.first_line(lab.node(kind).client, wanted)  # the shape becomes known
     for number in range(warm):
         for kind in lab.kinds:
-            if KINDS[kind].warm or number < cold:
-                taken[kind].append(_sample(lab, kind, wanted))
+            if not KINDS[kind].warm and number >= cold:
+                continue
+            lab.settle(kind)
+            node = lab.node(kind)
+            launch = jobs.first_line(node.client, wanted)
+            found = node.answer("inspect", sandbox=launch.sandbox)["sandbox"]
+            lab.served(kind, found)
+            taken[kind].append(launch.milliseconds)
+            steps[kind].note(launch, found["events"])
     yield "request to first line", Series(unit="ms", samples=taken)
-
-
-def _sample(lab: Lab, kind: str, wanted: dict[str, object]) -> float:
-    lab.settle(kind)
-    node = lab.node(kind)
-    milliseconds, sandbox = jobs.first_line(node.client, wanted)
-    lab.served(kind, node.answer("inspect", sandbox=sandbox)["sandbox"])
-    return milliseconds
+    for kind in lab.kinds:
+        yield f"steps of {kind}", Series(unit="ms", samples=steps[kind].samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,21 @@ def request(image: str, *, waits: bool = False) -> dict[str, Any]:
     return LaunchRequest(spec=spec, job=job, role="task").model_dump(mode="json")
 
 
-def first_line(client: Client, wanted: dict[str, Any]) -> tuple[float, str]:
-    """Milliseconds from the request to the first line of the runner, and the sandbox, which has ended."""
-    began = time.monotonic_ns()
+@dataclass(frozen=True)
+class Launch:
+    """One that has ended."""
+
+    milliseconds: float
+    """From the request to the first line of the runner."""
+    asked: float
+    """When it was requested, in seconds since the epoch."""
+    sandbox: str
+
+
+def first_line(client: Client, wanted: dict[str, Any]) -> Launch:
+    """Launches it and waits for its end."""
+    asked, began = time.time(), time.monotonic_ns()
     with client.launch(wanted) as sandbox:
         said = text(sandbox.stdout)
         sandbox.wait(60)
-    return (int(said) - began) / 1e6, sandbox.id
+    return Launch((int(said) - began) / 1e6, asked, sandbox.id)

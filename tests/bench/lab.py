@@ -104,13 +104,22 @@ class Lab(contextlib.ExitStack):
         stack = AirflowStack(
             home=home,
             bundles=[{"name": "bench", "classpath": local, "kwargs": {"path": str(bundle)}}],
-            config={"core": {"executor": ",".join(ways.values())}},
+            config={
+                "core": {"executor": ",".join(ways.values())},
+                # In memory, or the disk decides how fast stock is; and a writer may wait longer than SQLite's 5 s.
+                "database": {"sql_alchemy_conn": f"sqlite:///{self.database}?timeout=60"},
+            },
             environment=environment,
         )
         self.callback(stack.stop)
         stack.start()
         self.enter_context(stack.scheduler())
         return stack
+
+    @cached_property
+    def database(self) -> Path:
+        """Airflow's."""
+        return self.folder("/dev/shm") / "airflow.db"
 
     @property
     def ways(self) -> Sequence[str]:
@@ -136,9 +145,9 @@ class Lab(contextlib.ExitStack):
         """For Airflow outside sandboxes: this repository, and what DAG files import that the project does not."""
         return {"PYTHONPATH": f"{ROOT}:{libraries()}"}
 
-    def folder(self) -> Path:
+    def folder(self, parent: str = "/tmp") -> Path:
         """A new one, with a short name, that everybody may read."""
-        path = Path(tempfile.mkdtemp(prefix="ab", dir="/tmp"))
+        path = Path(tempfile.mkdtemp(prefix="ab", dir=parent))
         self.callback(shutil.rmtree, path)
         path.chmod(0o755)
         return path

@@ -24,7 +24,7 @@ COMPARED = (
     ("parsing", "one of 20 heavy files", "Parsing one of 20 heavy files"),
 )
 """Benchmark, series and title."""
-BREAKDOWN = "steps of cold"
+BREAKDOWN = "steps of "
 
 
 def main(results: Path, folder: Path) -> None:
@@ -36,19 +36,24 @@ def main(results: Path, folder: Path) -> None:
 
 
 def breakdown(benchmarks: dict[str, Any], path: Path) -> None:
-    """Where the time of a cold start goes: one bar for each image, one part for each step's median."""
-    found = {name: section["series"].get(BREAKDOWN) for name, section in benchmarks.items()}
-    bars = {name: series["medians"] for name, series in found.items() if series}
-    if not bars:
+    """Where the time of a launch goes: a row for each benchmark and kind, a part for each step's median."""
+    rows = {
+        f"{benchmark}: {name.removeprefix(BREAKDOWN)}": series["medians"]
+        for benchmark, section in benchmarks.items()
+        for name, series in section["series"].items()
+        if name.startswith(BREAKDOWN)
+    }
+    if not rows:
         return
-    figure, axes = pyplot.subplots(figsize=(7, 1 + 0.6 * len(bars)), layout="constrained")
-    left = dict.fromkeys(bars, 0.0)
-    for step in next(iter(bars.values())):
-        widths = [medians[step] for medians in bars.values()]
-        axes.barh(list(bars), widths, left=list(left.values()), label=step)
-        left = {name: left[name] + width for name, width in zip(bars, widths, strict=True)}
-    axes.set_xlabel("ms, medians")
-    axes.legend(loc="lower right")
+    # Hand-overs take a hundredth of a cold start: each row has an axis of its own.
+    figure, axes = pyplot.subplots(len(rows), squeeze=False, figsize=(7, 1.5 * len(rows)), layout="constrained")
+    for row, (name, medians) in zip(axes[:, 0], rows.items(), strict=True):
+        left = 0.0
+        for step, width in medians.items():
+            row.barh([""], [width], left=left, label=f"{step} {width:.3g}")
+            left += width
+        row.set_title(f"{name} (ms, medians)", loc="left")
+        row.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     save(figure, path)
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.bench.jobs import Launch
 from tests.bench.report import number, tables, verdicts
 from tests.bench.results import Results, Section, Series
+from tests.bench.steps import Steps
 from tests.bench.targets import TARGETS, Target
 
 SERIES = Series(unit="ms", base="stock", samples={"stock": [100.0, 300.0, 200.0], "cold": [500.0, 300.0]})
@@ -115,3 +117,19 @@ def test_the_tables_show_samples_percentiles_ratios_and_failures() -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_steps_are_what_lies_between_events() -> None:
+    steps = Steps()
+    queued, running, exited = (
+        {"event": name, "at": at} for name, at in (("queued", 10.5), ("running", 11), ("exited", 20))
+    )
+    steps.note(Launch(1250, 10, "a"), [queued, running, exited])
+    pulling, creating = {"event": "pulling", "at": 11.0}, {"event": "creating", "at": 12.0}
+    steps.note(Launch(5000, 10, "b"), [queued, pulling, creating, {"event": "starting", "at": 14.0}])
+    assert steps.samples == {
+        "accepted": [500, 500],
+        "claimed and handed over": [500],
+        "from there to the first line": [250],
+        "pod and container made": [2000],
+    }
