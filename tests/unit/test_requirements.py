@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from aircell import build_errors, pip_request
 from aircell.backends.cri.image_files import with_layer
 from aircell.backends.docker.layers import dockerfile_for
-from aircell.daemon.requirements import reference
+from aircell.daemon.requirements import reference, with_paths
 from aircell.errors import AircellError, BuildFailed, BuildUnavailable
 from aircell.policy import Policy
 from aircell.requirements import problem, read
@@ -117,6 +117,13 @@ def test_the_same_content_has_the_same_name_and_no_other_has() -> None:
         reference(base, spec, Policy(requirements="any")),
     ]
     assert len({name, *others}) == 5
+
+
+def test_an_authors_own_path_does_not_hide_the_requirements() -> None:
+    env = {"PYTHONPATH": "/dags", "A": "b"}
+    assert with_paths(SandboxSpec(image="x", env=env)) == env
+    with_requirements = with_paths(SandboxSpec(image="x", env=env, requirements=("a",)))
+    assert with_requirements == {"PYTHONPATH": "/opt/aircell/requirements:/dags", "A": "b"}
 
 
 def test_a_layer_in_an_images_configuration() -> None:

@@ -15,6 +15,7 @@ from aircell.daemon.folder import Folder
 from aircell.daemon.gate import Gate
 from aircell.daemon.processes import background
 from aircell.daemon.record import Record
+from aircell.daemon.requirements import with_paths
 from aircell.daemon.shape import Shape
 from aircell.errors import AircellError, StartupFailed
 from aircell.policy import Policy
@@ -116,7 +117,7 @@ class BringUp:
             spec=spec,
             image=self.shape.image,
             argv=(spec.python, f"{RUN_DIR}/agent.py"),
-            env={"HOME": SCRATCH_DIR, **spec.env},
+            env={"HOME": SCRATCH_DIR, **with_paths(spec)},
             mounts=(*self.folder.mounts(spec), *self.shape.mounts),
             labels=self.record.labels,
             annotations=spec.annotations,

@@ -49,6 +49,13 @@ def reference(base: ImageInfo, spec: SandboxSpec, policy: Policy) -> str:
     return f"{REPOSITORY}:{digest[:32]}"
 
 
+def with_paths(spec: SandboxSpec) -> dict[str, str]:
+    """The spec's environment, in which an author's own PYTHONPATH and PATH do not hide the requirements."""
+    if not spec.requirements:
+        return spec.env
+    return {name: f"{_PATHS[name]}:{value}" if name in _PATHS else value for name, value in spec.env.items()}
+
+
 def refuse_by_name(image: str) -> None:
     """Raises RefusedByPolicy for an image that is made here: its name would give whoever knows it an image of which
     nobody has asked whether he may use what is below, see ``rights.py``."""
