@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 import pytest
 
 from tests.support.airflow_stack import AirflowStack, Json
-from tests.support.cases import CASES
+from tests.support.archive_image import ArchiveImage
+from tests.support.cases import CASES, PRIVATE
+from tests.support.images import archive
 from tests.support.node import Node
+from tests.support.registry import serving
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -19,8 +22,25 @@ WORKER = version("apache-airflow-core")
 Look = Callable[[str], tuple[str, int, list[Json]]]
 
 
+@pytest.fixture(scope="module")
+def team(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The node has the credentials ``team``, and has pulled the image that takes them."""
+    password = tmp_path_factory.mktemp("team") / "password"
+    password.write_text("te4m-secret")
+    with serving(ArchiveImage(archive("task"), {"etc/unlike": "the public one"})) as registry:
+        registry.any_name = True
+        registry.credentials = ("robot", password.read_text())
+        name = PRIVATE.partition("/")[0]
+        node.serve_at(name, f"http://{registry.host}")
+        settings = {"registry": name, "username": "robot", "password_file": str(password)}
+        with node.configured(registry_credentials={"team": settings}):
+            assert list(node.client.call("pull", backend="cri", image=PRIVATE, credentials="team"))[-1]["image"]
+            yield
+    assert "te4m-secret" not in node.log.read_text()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def finished(sandboxed_stack: AirflowStack, node: Node) -> None:
+def finished(sandboxed_stack: AirflowStack, node: Node, team: None) -> None:
     """Every case has been run."""
     for name in ("task-3.3.1", "task-old", "old-python"):
         node.load(name)
@@ -78,6 +98,14 @@ def test_an_image_that_is_not_there(last: Look) -> None:
     assert (state, tries, error["kind"]) == ("failed", 2, "ImageNotFound")
     assert error["event"].startswith("The image failed")
     assert "localhost/aircell/nowhere:1" in error["event"]
+
+
+def test_a_private_image_on_the_node_is_for_the_dag_whose_credentials_its_registry_accepts(last: Look) -> None:
+    assert last("private_of_ones_own") == ("success", 1, [])
+    state, tries, (error,) = last("private_of_others")
+    assert (state, tries, error["kind"]) == ("failed", 2, "ImageUnauthorized")
+    assert "is on this node, but its registry does not give it to somebody without credentials" in error["event"]
+    assert "registry_credentials" in error["hint"]
 
 
 def test_a_spec_that_the_node_forbids(last: Look) -> None:

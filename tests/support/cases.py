@@ -10,6 +10,8 @@ import yaml
 
 from tests.support.images import reference
 
+PRIVATE = "registry.test/private:latest"
+"""An image for which one needs the node's credentials ``team``."""
 CASES: Mapping[str, Mapping[str, object]] = {
     "plain": {},
     "other_release": {"image": reference("task-3.3.1")},
@@ -17,6 +19,8 @@ CASES: Mapping[str, Mapping[str, object]] = {
     "old_python": {"image": reference("old-python")},
     "no_airflow": {"image": reference("base")},
     "no_such_image": {"image": "localhost/aircell/nowhere:1", "pull_policy": "never"},
+    "private_of_ones_own": {"image": PRIVATE, "registry_credentials": "team"},
+    "private_of_others": {"image": PRIVATE},
     "forbidden": {"user": 0},
     "wrong_key": {"imgae": "typo"},
     "slow": {},
