@@ -14,8 +14,9 @@ from tests.support.node import Node
 
 _AT_ONCE = 4
 _EARLY = 0.1
-_FEWEST = 20
 """The part of all launches after which aircelld has what it always keeps, such as the last that ended."""
+_FEWEST = 20
+"""Launches after which its pool is as large as it gets."""
 
 
 def measure(lab: Lab) -> Iterator[tuple[str, Series]]:

@@ -50,7 +50,7 @@ def breakdown(benchmarks: dict[str, Any], path: Path) -> None:
     for row, (name, medians) in zip(axes[:, 0], rows.items(), strict=True):
         left = 0.0
         for step, width in medians.items():
-            row.barh([""], [width], left=left, label=f"{step} {width:.3g}")
+            row.barh([""], [width], left=left, label=f"{step} {number(width)}")
             left += width
         row.set_title(f"{name} (ms, medians)", loc="left")
         row.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -69,11 +69,16 @@ def comparison(benchmarks: dict[str, Any], path: Path) -> None:
     figure, rows = pyplot.subplots(len(there), squeeze=False, figsize=(7, 1.8 * len(there)), layout="constrained")
     for axes, (title, series) in zip(rows[:, 0], there, strict=True):
         bars = axes.barh(list(series["medians"]), list(series["medians"].values()))
-        axes.bar_label(bars, fmt="%.3g", padding=3)
+        axes.bar_label(bars, fmt=number, padding=3)
         axes.margins(x=0.12)
         axes.invert_yaxis()
         axes.set_title(f"{title} ({series['unit']}, median)", loc="left")
     save(figure, path)
+
+
+def number(value: float) -> str:
+    """As the report has it; this script can import nothing of ours."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def save(figure: Any, path: Path) -> None:
