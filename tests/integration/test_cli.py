@@ -191,9 +191,9 @@ def sleeper(node: Node) -> Iterator[str]:
 
 def test_ps_lists_it(aircell: Aircell, sleeper: str) -> None:
     header, *rows = aircell("ps").stdout.splitlines()
-    assert header.split() == ["SANDBOX", "STATE", "ROLE", "AGE", "BACKEND", "IMAGE", "OF"]
+    assert header.split() == ["SANDBOX", "STATE", "KIND", "ROLE", "AGE", "BACKEND", "IMAGE", "OF"]
     row = next(row.split() for row in rows if row.startswith(sleeper))
-    assert row[:3] == [sleeper, "running", "run"]
+    assert row[:4] == [sleeper, "running", "cold", "run"]
     listed = {sandbox["id"]: sandbox for sandbox in json.loads(aircell("ps", "--json").stdout)}
     assert (listed[sleeper]["state"], listed[sleeper]["image"]) == ("running", BASE)
     digest = listed[sleeper]["digest"]

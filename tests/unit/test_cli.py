@@ -106,6 +106,7 @@ def listed(**changed: Any) -> dict[str, Any]:
     return {
         "id": "run-1",
         "state": "running",
+        "kind": "warm",
         "backend": "cri",
         "role": "task",
         "image": "im:1",
@@ -120,14 +121,14 @@ def listed(**changed: Any) -> dict[str, Any]:
 
 
 def test_ps_row() -> None:
-    assert sandboxes.ps_row(listed(), 161.0) == ["run-1", "running", "task", "1m 1s", "cri", "im:1", "dag=etl"]
+    assert sandboxes.ps_row(listed(), 161.0) == ["run-1", "running", "warm", "task", "1m 1s", "cri", "im:1", "dag=etl"]
 
 
 def test_ps_tells_which_image_a_tag_was() -> None:
     digest = f"r.io/im@sha256:0123456789ab{'0' * 52}"
     for image in ("im:1", digest):
         name = image.partition("@")[0]
-        assert sandboxes.ps_row(listed(image=image, digest=digest), 0)[5] == f"{name}@sha256:0123456789ab"
+        assert sandboxes.ps_row(listed(image=image, digest=digest), 0)[6] == f"{name}@sha256:0123456789ab"
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,8 @@ def ps(
         output.print_json(found)
         return
     now = time.time()
-    output.print_table(
-        ["SANDBOX", "STATE", "ROLE", "AGE", "BACKEND", "IMAGE", "OF"], [ps_row(sandbox, now) for sandbox in found]
-    )
+    columns = ["SANDBOX", "STATE", "KIND", "ROLE", "AGE", "BACKEND", "IMAGE", "OF"]
+    output.print_table(columns, [ps_row(sandbox, now) for sandbox in found])
 
 
 def ps_row(sandbox: Mapping[str, Any], now: float) -> list[str]:
@@ -44,6 +43,7 @@ def ps_row(sandbox: Mapping[str, Any], now: float) -> list[str]:
     return [
         sandbox["id"],
         _state(sandbox),
+        sandbox["kind"],
         sandbox["role"],
         output.duration(now - sandbox["created_at"]),
         sandbox["backend"],
