@@ -333,7 +333,7 @@ def execute(argv: "list[str]") -> None:
 class Supervisor:
     """Watches one job from its beginning to the last zombie."""
 
-    def __init__(self, lifeline: socket.socket, stop_grace: float) -> None:
+    def __init__(self, lifeline: socket.socket, stop_grace: float, leash: "socket.socket | None" = None) -> None:
         self.lifeline = lifeline
         self.lifeline.setblocking(False)
         self.stop_grace = stop_grace
@@ -351,6 +351,9 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
         self.selector.register(self.lifeline, selectors.EVENT_READ, self.on_lifeline)
+        if leash is not None:
+            leash.setblocking(False)
+            self.selector.register(leash, selectors.EVENT_READ, lambda: self.on_leash(leash))
 
     def watch(self, child: int) -> "dict[str, Any]":
         """Returns once the child and every other process of the sandbox are dead and reaped: the ExitStatus."""
@@ -393,6 +396,18 @@ class Supervisor:
             return
         self.cause = f"the worker sent {number.name}"
         self.deliver(number)
+
+    def on_leash(self, leash: socket.socket) -> None:
+        """The engine asked the first process of the shell to stop, or killed it: it is in another PID namespace."""
+        try:
+            asked = leash.recv(64)
+        except OSError:
+            asked = b""
+        if asked:
+            return self.terminate("the engine stopped the sandbox")
+        self.selector.unregister(leash)
+        self.cause = "the engine killed the sandbox"
+        return self.deliver(signal.SIGKILL)
 
     def terminate(self, cause: str) -> None:
         """TERM now, KILL after the grace period, whatever happens in between."""
@@ -504,13 +519,18 @@ def signal_name(number: int) -> str:
 
 
 def run_job(
-    gate: Gate, frame: "dict[str, Any]", fds: "list[int]", understudy: Understudy, facts: "dict[str, Any]"
+    gate: Gate,
+    frame: "dict[str, Any]",
+    fds: "list[int]",
+    understudy: Understudy,
+    facts: "dict[str, Any]",
+    leash: "socket.socket | None",
 ) -> "dict[str, Any]":
     """Runs the job to its end and reports it: the ExitStatus."""
     *streams, lifeline = fds
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the supervisor can take them
     tell(gate, {"type": "started"})  # first: as long as aircelld has not heard it, another sandbox may get the job
-    supervisor = Supervisor(socket.socket(fileno=lifeline), float(frame.get("stop_grace") or 0))
+    supervisor = Supervisor(socket.socket(fileno=lifeline), float(frame.get("stop_grace") or 0), leash)
     supervisor.report({"type": "ready", "facts": facts})
     understudy.begin(frame, streams)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -542,33 +562,67 @@ def dumpable_setter() -> Any:
     return lambda value: prctl(PR_SET_DUMPABLE, value, 0, 0, 0)
 
 
-def main(run_dir: str = RUN_DIR) -> int:
-    """Serves one job; the exit code of the sandbox."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.path[:] = [entry for entry in sys.path if entry != run_dir]  # or `import runner` would find ours
+class Prepared:
+    """An interpreter that has imported all that it can before the job."""
+
+    def __init__(self, runner: Any, ready: "dict[str, Any]", set_dumpable: Any) -> None:
+        self.runner = runner
+        self.ready = ready
+        self.set_dumpable = set_dumpable
+
+
+def connect(run_dir: str) -> Gate:
+    """Tells aircelld that the interpreter runs."""
     gate = Gate(os.path.join(run_dir, "gate.sock"))  # noqa: PTH118
     gate.send({"type": "connected", "python": sys.version.split()[0], "pid": os.getpid()})
+    return gate
+
+
+def make_ready(gate: Gate, run_dir: str) -> "Prepared | None":
+    """None when this image cannot run a job, and aircelld has been told why."""
+    sys.path[:] = [entry for entry in sys.path if entry != run_dir]  # or `import runner` would find ours
     try:
         check_interpreter()
-        check_place()
         set_dumpable = dumpable_setter()
         runner, ready = prepare(run_dir)
     except CannotServe as cannot:
-        print("{message} {hint}\n{detail}".format(**cannot.error), file=sys.stderr, flush=True)
-        gate.send({"type": "failed", "error": cannot.error})
-        return EXIT_CANNOT_SERVE
+        refuse(gate, cannot)
+        return None
     set_dumpable(0)
-    understudy = Understudy(runner, set_dumpable)
-    gate.send(ready)
+    return Prepared(runner, ready, set_dumpable)
+
+
+def refuse(gate: Gate, cannot: CannotServe) -> None:
+    print("{message} {hint}\n{detail}".format(**cannot.error), file=sys.stderr, flush=True)
+    gate.send({"type": "failed", "error": cannot.error})
+
+
+def serve(gate: Gate, prepared: Prepared, leash: "socket.socket | None" = None) -> int:
+    """Serves one job; the exit code of the sandbox. ``leash`` is a fork's, see ``zygote.py``."""
+    try:
+        check_place()
+    except CannotServe as cannot:
+        refuse(gate, cannot)
+        return EXIT_CANNOT_SERVE
+    understudy = Understudy(prepared.runner, prepared.set_dumpable)
+    gate.send(prepared.ready)
     received = gate.receive()
     if received is None:
         return 0
     if not understudy.waits():
         print("aircell agent: the process for the job was killed", file=sys.stderr, flush=True)
         return EXIT_CANNOT_SERVE
-    ended = run_job(gate, *received, understudy, ready["facts"])
+    ended = run_job(gate, *received, understudy, prepared.ready["facts"], leash)
     return int(ended["code"] if ended["signal"] is None else 128 + ended["signal"])
+
+
+def main(run_dir: str = RUN_DIR) -> int:
+    """The exit code of the sandbox."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gate = connect(run_dir)
+    prepared = make_ready(gate, run_dir)
+    return EXIT_CANNOT_SERVE if prepared is None else serve(gate, prepared)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Node:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or Path(tempfile.mkdtemp(prefix="ac", dir="/tmp"))
+        self.root.chmod(0o711)  # user 0 of a pod's user namespace must get through, and is nobody here
         self.tag = self.root.name
         self.socket = str(self.root / "a.sock")
         self.state = self.root / "s"

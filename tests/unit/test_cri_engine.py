@@ -22,6 +22,7 @@ ENGINE = Engine(
     default_handler="runc",
     handlers=frozenset({"runc", "runc-none", "crun"}),
     systemd_handlers=frozenset(),
+    user_namespaces=frozenset(),
     cdi=False,
 )
 SYSTEMD = replace(ENGINE, systemd_handlers=frozenset({"runc", "runc-none"}))

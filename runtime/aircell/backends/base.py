@@ -22,6 +22,8 @@ from aircell.status import ExitStatus, ImageInfo, SandboxInfo
 LABEL_PREFIX = "aircell.dev/"
 LABEL_SANDBOX = LABEL_PREFIX + "sandbox"
 """On everything that we create, before it exists; its value is our id of the sandbox."""
+LABEL_ZYGOTE = LABEL_PREFIX + "zygote"
+"""On a sandbox that is a fork: the sandbox that it was forked from, whose pod it is in."""
 LABEL_NODE = LABEL_PREFIX + "node"
 """Which aircelld made it (the hash of its state folder): two daemons on one engine leave each other's alone."""
 LABEL_IMAGE = LABEL_PREFIX + "image"
@@ -47,6 +49,14 @@ class PullProgress:
 
 
 @dataclass(frozen=True)
+class IdRange:
+    """User and group ids of the node that a user namespace has for its own, in which they begin at 0."""
+
+    start: int
+    length: int = 2**16
+
+
+@dataclass(frozen=True)
 class SandboxPlan:
     """All that a backend needs: the spec, and what aircelld decided around it."""
 
@@ -64,6 +74,11 @@ class SandboxPlan:
     log_dir: str
     """A folder of this sandbox alone; the backend writes or links the container's log at ``log_dir/agent.log``
     where its engine lets it choose."""
+    ids: IdRange | None = None
+    """Ids of its user namespace; None is the node's own namespace."""
+    within: str = ""
+    """The sandbox whose pod this one joins, as a shell: what is forked into it brings a /proc of its own, so the
+    engine's is bare. Only with the same ``ids``, and where ``EngineInfo.user_namespaces`` has the handler."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,8 @@ class EngineInfo:
     api_version: str
     runtime_handlers: tuple[str, ...] = ()
     """Empty where the engine does not say."""
+    user_namespaces: frozenset[str] = frozenset()
+    """Handlers that give a pod a user namespace of its own, and let containers join it; "" is the default one."""
 
 
 class Backend(abc.ABC):

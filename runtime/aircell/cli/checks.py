@@ -77,6 +77,21 @@ def engines(hello: Mapping[str, Any]) -> Iterator[Check]:
             yield Check(f"kubelet on {backend}", "ok", "nobody else manages sandboxes on this engine")
 
 
+def zygotes(hello: Mapping[str, Any]) -> Iterator[Check]:
+    """Whether warm sandboxes can be forks of one prepared interpreter."""
+    for backend, said in hello.get("backends", {}).items():
+        if "error" in said:
+            continue
+        name = f"zygotes on {backend}"
+        if said["user_namespaces"]:
+            yield Check(name, "ok", "pods can have user namespaces of their own")
+        else:
+            found = (
+                f"{said['name']} {said['version']} gives pods no user namespaces: each warm sandbox imports by itself"
+            )
+            yield Check(name, "warning", found, "Use containerd 2.0 and runc 1.2 or later, on Linux 6.3 or later.")
+
+
 def engine_sockets(paths: Iterable[str] = ENGINE_SOCKETS) -> Iterator[Check]:
     """Who else may open an engine's socket. Whoever may is root on this node, so no worker should."""
     for path in paths:

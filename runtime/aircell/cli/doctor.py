@@ -37,6 +37,7 @@ def _checks(client: Client, image: str | None, python: str, backend: str) -> Ite
     daemon, hello = checks.daemon(client)
     yield daemon
     yield from checks.engines(hello)
+    yield from checks.zygotes(hello)
     yield from checks.engine_sockets()
     yield checks.cgroups()
     yield from checks.programs()

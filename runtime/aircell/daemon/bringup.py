@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from aircell.backends.base import Backend, SandboxPlan
+from aircell.backends.base import LABEL_ZYGOTE, Backend, SandboxPlan
 from aircell.daemon.concurrency import end, settle
 from aircell.daemon.folder import Folder
 from aircell.daemon.gate import Gate
@@ -17,6 +17,7 @@ from aircell.daemon.processes import background
 from aircell.daemon.record import Record
 from aircell.daemon.requirements import with_paths
 from aircell.daemon.shape import Shape
+from aircell.daemon.zygote import Zygote
 from aircell.errors import AircellError, StartupFailed
 from aircell.policy import Policy
 from aircell.spec import RUN_DIR, SCRATCH_DIR
@@ -44,14 +45,12 @@ class BringUp:
     """Told each state that it comes to, and facts about it."""
     in_background: bool = False
     """Nobody waits for it."""
+    zygote: Zygote | None = None
+    """It becomes a fork of this one."""
 
     async def run(self) -> Gate:
         """The gate at which its agent waits. Raises AircellError, and OSError of the node's own disk."""
-        gate = await self._in_time(self._start(), self.shape.spec.startup_timeout)
-        if gate.peer_uid() == 0 and not self.policy.root:
-            gate.close()
-            raise self.policy.root_refused(self.shape.spec.user)
-        return gate
+        return await self._in_time(self._start(), self.shape.spec.startup_timeout)
 
     async def _start(self) -> Gate:
         image = self.shape.image
@@ -59,19 +58,24 @@ class BringUp:
         await settle(self.folder.make(self.record, self.shape))
         gate = Gate(self.folder.gate)
         try:
-            await settle(self.backend.create(self._plan()))
+            plan = self._plan()
+            await settle(self.backend.create(plan))
             self.publish(State.STARTING)
             await settle(self.backend.start(self.record.made_as))
-            await self._unless_dead(self._agent_ready(gate))
+            uid = await self._unless_dead(self.zygote.fill(gate, plan) if self.zygote else self._agent_ready(gate))
+            if uid == 0 and not self.policy.root:
+                raise self.policy.root_refused(self.shape.spec.user)
         except BaseException:
             gate.close()
             raise
         return gate
 
-    async def _agent_ready(self, gate: Gate) -> None:
+    async def _agent_ready(self, gate: Gate) -> int:
+        """Its uid on the node."""
         await gate.connected()
         with background(gate.peer_pid()) if self.in_background else contextlib.nullcontext():
             await gate.ready()
+        return gate.peer_uid()
 
     async def _in_time(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         try:
@@ -111,15 +115,18 @@ class BringUp:
             return ""
 
     def _plan(self) -> SandboxPlan:
-        spec = self.shape.spec
+        spec, zygote = self.shape.spec, self.zygote
+        program = "zygote.py" if self.record.ids else "agent.py"
         return SandboxPlan(
             id=self.record.made_as,
             spec=spec,
             image=self.shape.image,
-            argv=(spec.python, f"{RUN_DIR}/agent.py"),
+            argv=(spec.python, "-IS", f"{RUN_DIR}/shell.py") if zygote else (spec.python, f"{RUN_DIR}/{program}"),
             env={"HOME": SCRATCH_DIR, **with_paths(spec)},
             mounts=(*self.folder.mounts(spec), *self.shape.mounts),
-            labels=self.record.labels,
+            labels={**self.record.labels, LABEL_ZYGOTE: zygote.id} if zygote else self.record.labels,
             annotations=spec.annotations,
             log_dir=str(self.folder.log),
+            ids=zygote.ids if zygote else self.record.ids,
+            within=zygote.id if zygote else "",
         )

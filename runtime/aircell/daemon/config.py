@@ -97,6 +97,17 @@ class ImageGcSettings(Model):
     """Seconds between two looks."""
 
 
+class ZygoteSettings(Model):
+    """Interpreters that have imported all, and are forked for each warm sandbox, where engine and kernel can."""
+
+    enabled: bool = True
+    first_id: Annotated[int, Field(ge=2**16, lt=2**31)] = 0x70000000
+    """Ids of the node from here on are Aircell's own, 65536 for each zygote. systemd's UIDS-GIDS.md leaves those from
+    0x70000000 to 0x7FFE0000 free."""
+    max: Annotated[int, Field(ge=1, le=2**12)] = 256
+    """Zygotes at a time, those included that only wait for their last fork to end."""
+
+
 class Config(Model):
     """Everything that one aircelld needs to know."""
 
@@ -123,6 +134,7 @@ class Config(Model):
     """Who may use an image that is on the node already."""
     warm: WarmSettings = WarmSettings()
     image_gc: ImageGcSettings = ImageGcSettings()
+    zygotes: ZygoteSettings = ZygoteSettings()
     reap_interval: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between two searches for leftovers."""
     idle_exit: Annotated[float, Field(gt=0)] | None = None

@@ -105,7 +105,7 @@ class ManagedContainerd:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def _write_config(self) -> None:
-        runtimes = installed_runtimes()
+        runtimes = installed_runtimes(self._environment()["PATH"])
         if not runtimes:
             raise EngineUnavailable("no low-level runtime is installed.", hint="Install runc (Debian: runc).")
         config = self.config
@@ -143,7 +143,7 @@ class ManagedContainerd:
         return path
 
     def _environment(self) -> dict[str, str]:
-        """The shim and ctr that came with the binary go before others; runc and iptables may be in sbin."""
+        """The shim, ctr and runtimes that came with the binary go before others; runc and iptables may be in sbin."""
         folder = str(Path(self.config.binary).parent) if "/" in self.config.binary else ""
         path = os.pathsep.join(filter(None, (folder, os.environ.get("PATH", ""), "/usr/sbin:/sbin:/usr/bin:/bin")))
         return {"PATH": path}

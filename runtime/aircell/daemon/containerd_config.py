@@ -57,9 +57,9 @@ class ContainerdConfig(Model):
     """Addresses of sandboxes with ``network: pod``."""
 
 
-def installed_runtimes() -> dict[str, str]:
-    """Low-level runtimes on PATH, by name; the first is the default handler."""
-    return {name: path for name in _RUNTIMES if (path := shutil.which(name))}
+def installed_runtimes(path: str) -> dict[str, str]:
+    """Low-level runtimes on a search path, by name; the first is the default handler."""
+    return {name: found for name in _RUNTIMES if (found := shutil.which(name, path=path))}
 
 
 def lacks_sys_resource(proc_status: str) -> bool:

@@ -71,6 +71,7 @@ async def _describe(backend: Backend) -> dict[str, Any]:
         "version": info.version,
         "api_version": info.api_version,
         "runtime_handlers": info.runtime_handlers,
+        "user_namespaces": sorted(info.user_namespaces),
         "foreign_owner": owner,
     }
 

@@ -22,6 +22,7 @@ from aircell.daemon.shape import Shape
 from aircell.errors import EngineError
 from aircell.spec import RUN_DIR, SCRATCH_DIR, Mount, SandboxSpec
 
+_PROGRAMS = [Path(aircell.agent.__file__).with_name(name) for name in ("agent.py", "shell.py", "zygote.py")]
 SHM_DIR = "/dev/shm"  # noqa: S108 - the path inside the sandbox, private to it
 
 
@@ -86,7 +87,8 @@ class Folder:
         self.save(record)
         self.run.mkdir(mode=0o755)
         self.log.mkdir(mode=0o700)
-        _write(self.run / "agent.py", Path(aircell.agent.__file__).read_text())
+        for program in _PROGRAMS:
+            _write(self.run / program.name, program.read_text())
         _write(self.run / "agent.json", json.dumps(_agent_settings(shape)))
         if shape.runner:
             _write(self.run / "runner.py", shape.runner)

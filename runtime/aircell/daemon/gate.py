@@ -6,6 +6,7 @@ What comes through it is the sandbox's word: bounded, checked, and never believe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import socket
@@ -38,7 +39,7 @@ class Report(BaseModel):
 
 
 class Gate:
-    """Listens from the moment it is made, for one agent."""
+    """Listens from the moment it is made, for one agent; before a fork of a zygote its shell connects."""
 
     def __init__(self, path: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -48,10 +49,15 @@ class Gate:
         try:
             self._listener.bind(str(path))
             path.chmod(0o666)  # the sandbox's user must connect; on the node only root can reach the folder
-            self._listener.listen(1)
+            self._listener.listen(2)
         except BaseException:
             self._listener.close()
             raise
+
+    async def shell(self) -> socket.socket:
+        """Waits until a shell has connected: the leash."""
+        sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        return sock
 
     async def connected(self) -> None:
         """Waits until the agent has connected: its interpreter runs, and it has imported nothing yet."""
@@ -74,6 +80,18 @@ class Gate:
             self.report = Report.model_validate(frame)
         except ValidationError as error:
             raise StartupFailed("the agent sent a report that is none.") from error
+
+    async def admit(self) -> None:
+        """Tells a fork that it is where it belongs. When it has ended, :meth:`ready` waits on."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await self._agent.send({"type": "admitted"})
+
+    async def fork(self, order: Mapping[str, Any], fds: Sequence[int]) -> None:
+        """Asks a zygote for a fork. Raises StartupFailed when it has ended."""
+        try:
+            await self._agent.send({"type": "fork", **order}, fds)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise StartupFailed("the zygote has ended.", hint="Another takes its place; try it again.") from error
 
     def peer_pid(self) -> int:
         """The agent's pid on the node; 0 when it is in no PID namespace that aircelld can see into."""

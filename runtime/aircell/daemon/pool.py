@@ -26,6 +26,7 @@ from aircell.daemon.gate import Gate
 from aircell.daemon.processes import memory
 from aircell.daemon.record import Kind, Record
 from aircell.daemon.shape import Shape
+from aircell.daemon.zygotes import Zygotes
 from aircell.errors import AircellError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Warm:
     gate: Gate
     memory: int
     """Bytes, when it was ready."""
-    kind: Kind = "warm"
+    kind: Kind
 
 
 @dataclass
@@ -66,13 +67,15 @@ class Pool:
     """How long making the last one took."""
     memory: int = 0
     """Bytes that the last one took."""
+    kind: Kind = "warm"
+    """Of the last one."""
     rests_until: float = 0.0
 
     def summary(self, now: float) -> dict[str, Any]:
         """For ``pool ls``."""
         return {
             "shape": self.shape.key[:12],
-            "kind": "warm",
+            "kind": self.kind,
             "backend": self.shape.backend,
             "image": self.shape.spec.image,
             "ready": len(self.ready),
@@ -88,10 +91,11 @@ class Pool:
 class Pools:
     """All pools of the node. Belongs to one event loop."""
 
-    def __init__(self, config: Config, engines: Engines) -> None:
+    def __init__(self, config: Config, engines: Engines, zygotes: Zygotes) -> None:
         self._config = config
         self._settings = config.warm
         self._engines = engines
+        self._zygotes = zygotes
         self._pools: dict[str, Pool] = {}
         self._names: set[str] = set()
         self._removals: set[asyncio.Task[None]] = set()
@@ -169,6 +173,7 @@ class Pools:
                 await asyncio.wait_for(self._stirred.wait(), _TICK)
             self._stirred.clear()
             self._trim()
+            await self._zygotes.trim()
             while (pool := self._hungriest()) is not None:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._calm.wait(), _PATIENCE)
@@ -180,6 +185,7 @@ class Pools:
         for pool in list(self._pools.values()):
             self._end(pool)
         await asyncio.gather(*self._removals)
+        await self._zygotes.drain()
 
     def _trim(self) -> None:
         now = time.monotonic()
@@ -192,7 +198,7 @@ class Pools:
     def _hungriest(self) -> Pool | None:
         """Of the pools that may have one more, the emptiest, and of these the one that was wanted last."""
         now = time.monotonic()
-        room = self._settings.memory - sum(warm.memory for pool in self._pools.values() for warm in pool.ready)
+        room = self._settings.memory - self._memory()
         hungry = [
             pool
             for pool in self._pools.values()
@@ -204,6 +210,7 @@ class Pools:
         shape, began = pool.shape, time.monotonic()
         record = Record.warm(shape, self._config.node_id())
         self._names.add(record.id)
+        zygote = await self._zygotes.get(shape)
         bring_up = BringUp(
             record=record,
             shape=shape,
@@ -212,20 +219,26 @@ class Pools:
             policy=self._config.policy,
             publish=lambda *_, **__: None,
             in_background=True,
+            zygote=zygote,
         )
         try:
-            gate = await bring_up.run()
+            with self._zygotes.held(zygote):
+                gate = await bring_up.run()
             pool.memory = memory(gate.peer_pid())
         except (AircellError, OSError) as error:
             log.warning("pool %s cannot be refilled: %s", shape.key[:12], error)
-            pool.rests_until = time.monotonic() + _RETRY
+            if zygote:
+                self._zygotes.failed(shape, zygote)
+            else:
+                pool.rests_until = time.monotonic() + _RETRY
             self._remove_later(shape.backend, record.id)
         except asyncio.CancelledError:
             self._remove_later(shape.backend, record.id)
             raise
         else:
             pool.refill_seconds = time.monotonic() - began
-            self._keep(pool, Warm(record.id, gate, pool.memory))
+            pool.kind = "zygote" if zygote else "warm"
+            self._keep(pool, Warm(record.id, gate, pool.memory, pool.kind))
 
     def _keep(self, pool: Pool, warm: Warm) -> None:
         pool.ready.append(warm)
@@ -246,7 +259,7 @@ class Pools:
         self._stirred.set()
 
     def _memory(self) -> int:
-        return sum(warm.memory for pool in self._pools.values() for warm in pool.ready)
+        return self._zygotes.memory() + sum(warm.memory for pool in self._pools.values() for warm in pool.ready)
 
     def _drain_other_digests(self, shape: Shape) -> None:
         """The reference means another image now: nothing of the old one is wanted any more."""

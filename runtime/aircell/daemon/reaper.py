@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from aircell.backends.base import LABEL_NODE, LABEL_PREFIX
+from aircell.backends.base import LABEL_NODE, LABEL_PREFIX, LABEL_ZYGOTE
 from aircell.daemon.concurrency import settle
 from aircell.daemon.config import Config
 from aircell.daemon.containerd import ManagedContainerd
@@ -23,6 +23,7 @@ from aircell.daemon.owner import Owner
 from aircell.daemon.pool import Pools
 from aircell.daemon.record import Record
 from aircell.daemon.registry import Registry
+from aircell.daemon.zygotes import Zygotes
 from aircell.errors import AircellError
 from aircell.spec import SandboxSpec
 from aircell.status import SandboxInfo
@@ -40,6 +41,7 @@ class Reaper:
         launcher: Launcher,
         registry: Registry,
         pools: Pools,
+        zygotes: Zygotes,
         containerd: ManagedContainerd | None,
     ) -> None:
         self._config = config
@@ -47,6 +49,7 @@ class Reaper:
         self._launcher = launcher
         self._registry = registry
         self._pools = pools
+        self._zygotes = zygotes
         self._containerd = containerd
         self._sweeping = asyncio.Lock()
 
@@ -76,7 +79,9 @@ class Reaper:
                     complete = False
                     continue
                 on_engines |= {info.id for info in found}
-                removed += [leftover for info in found if (leftover := await self._judge(name, info, dry_run))]
+                busy = {info.labels.get(LABEL_ZYGOTE) for info in found}  # these have forks, or had until just now
+                idle = [info for info in found if info.id not in busy]
+                removed += [leftover for info in idle if (leftover := await self._judge(name, info, dry_run))]
             if complete:  # else a folder may belong to a sandbox of an engine that did not answer
                 removed += await self._sweep_folders(on_engines, dry_run)
             if not dry_run:
@@ -95,7 +100,7 @@ class Reaper:
         return await self._remove(info.id, name, why, dry_run)
 
     def _looked_after(self, name: str) -> bool:
-        return name in self._registry or name in self._pools
+        return name in self._registry or name in self._pools or name in self._zygotes
 
     def _folder(self, name: str) -> Folder:
         return Folder.of(self._config.state_dir, name)

@@ -10,15 +10,15 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import model_validator
 
-from aircell.backends.base import LABEL_IMAGE, LABEL_NODE, LABEL_PREFIX, LABEL_SANDBOX
+from aircell.backends.base import LABEL_IMAGE, LABEL_NODE, LABEL_PREFIX, LABEL_SANDBOX, IdRange
 from aircell.daemon.owner import Owner
 from aircell.daemon.shape import Shape
 from aircell.errors import AircellError, from_wire
 from aircell.spec import LaunchRequest, Model, SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, State
 
-Kind = Literal["cold", "warm"]
-"""How a sandbox came to its job: made for it, or made before anybody asked."""
+Kind = Literal["cold", "warm", "zygote"]
+"""How a sandbox came to its job: made for it, made before anybody asked, or the latter as the fork of a zygote."""
 
 
 class Stopped(Exception):
@@ -43,6 +43,8 @@ class Record(Model):
     """Without the values of its environment."""
     labels: dict[str, str]
     """As the engine has them."""
+    ids: IdRange | None = None
+    """Of the user namespace of a zygote, which nobody else has as long as there is this record."""
     digest: str = ""
     """Which image it is: ``repo@sha256:...``, or the engine's id of one that came from no registry."""
     owner: Owner
@@ -83,16 +85,16 @@ class Record(Model):
         return self.model_copy(update={"digest": digest, "labels": {**self.labels, LABEL_IMAGE: digest}})
 
     @classmethod
-    def warm(cls, shape: Shape, node: str) -> Record:
+    def warm(cls, shape: Shape, node: str, role: Literal["warm", "zygote"] = "warm") -> Record:
         """That of a sandbox that has no job yet, nor anybody who asked for it."""
-        sandbox = f"warm-{secrets.token_hex(6)}"
+        sandbox = f"{role}-{secrets.token_hex(6)}"
         return cls(
             id=sandbox,
-            kind="warm",
+            kind=role,
             backend=shape.backend,
-            role="warm",
+            role=role,
             spec=_without_values(shape.spec),
-            labels={LABEL_SANDBOX: sandbox, LABEL_NODE: node, LABEL_PREFIX + "role": "warm"},
+            labels={LABEL_SANDBOX: sandbox, LABEL_NODE: node, LABEL_PREFIX + "role": role},
             owner=Owner(),
             created_at=time.time(),
         ).of_image(shape.image)

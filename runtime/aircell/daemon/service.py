@@ -31,6 +31,7 @@ from aircell.daemon.reaper import Reaper
 from aircell.daemon.registry import Registry
 from aircell.daemon.rights import Rights
 from aircell.daemon.server import Server
+from aircell.daemon.zygotes import Zygotes
 from aircell.errors import DaemonUnavailable, EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,11 @@ async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd
     ledger = ImageLedger(Path(config.state_dir) / "images.json")
     holds = ImageHolds()
     images = _images(config, ledger, holds)
-    pools = Pools(config, engines)
+    zygotes = Zygotes(config, engines)
+    pools = Pools(config, engines, zygotes)
     image_gc = ImageGc(config.image_gc, engines, ledger, holds, in_use=pools.images)
     launcher = Launcher(config, engines, images, registry, pools)
-    reaper = Reaper(config, engines, launcher, registry, pools, containerd)
+    reaper = Reaper(config, engines, launcher, registry, pools, zygotes, containerd)
     operations = Operations(config, engines, images, image_gc, registry, launcher, pools, reaper)
     server = Server(Path(config.socket_path), config.socket_group, operations)
     await reaper.sweep()

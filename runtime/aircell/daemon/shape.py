@@ -18,6 +18,9 @@ from aircell.status import ImageInfo
 _LATE = ("labels", "pull_policy", "startup_timeout", "stop_grace")
 """Fields of a spec that say nothing about the sandbox itself, or that it gets with its job."""
 
+_OF_THE_SHELL = ("annotations", "mounts", "resources")
+"""Fields besides that a fork of a zygote has from its shell."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -73,6 +76,18 @@ class Shape:
             self.spec.model_dump(mode="json", exclude=set(_LATE)),
             [mount.model_dump(mode="json") for mount in self.mounts],
             [(source.device, source.inode) for source in self.sources],
+            self.runner,
+            self.tenant,
+        )
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def family(self) -> str:
+        """The hash of all that sandboxes have in common that one zygote can be forked into."""
+        parts = (
+            self.backend,
+            self.image.id,
+            self.spec.model_dump(mode="json", exclude={*_LATE, *_OF_THE_SHELL}),
             self.runner,
             self.tenant,
         )

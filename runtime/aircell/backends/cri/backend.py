@@ -6,6 +6,7 @@ State is the engine's alone: sandboxes are found by the label that both the pod 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import math
@@ -66,7 +67,9 @@ class CriBackend(Backend):
 
     async def info(self) -> EngineInfo:
         facts = await self._read_engine()
-        return EngineInfo(facts.name, facts.version, facts.api_version, tuple(sorted(facts.handlers)))
+        return EngineInfo(
+            facts.name, facts.version, facts.api_version, tuple(sorted(facts.handlers)), facts.user_namespaces
+        )
 
     async def close(self) -> None:
         await self._client.close()
@@ -129,7 +132,10 @@ class CriBackend(Backend):
             )
         placement = await self._place(plan.spec, plan.id)
         plan = dataclasses.replace(plan, mounts=await asyncio.to_thread(mounts.prepare, plan.mounts, plan.id))
-        pod = await self._calls.run_pod(translate.run_pod_sandbox(plan, placement), plan.id)
+        if plan.within:
+            pod = await self._calls.pod(plan.within)
+        else:
+            pod = await self._calls.run_pod(translate.run_pod_sandbox(plan, placement), plan.id)
         try:
             if not self._node.cgroup_v2 and plan.spec.resources.pids is not None:
                 cgroups.limit_pids(self._cgroup_root, placement.cgroup_parent, plan.spec.resources.pids)
@@ -155,6 +161,7 @@ class CriBackend(Backend):
                 continue
             with process:
                 oom_seen = await process.ended()
+                process.kill_rest()
         raise AssertionError("unreachable: there is always another pause")
 
     async def log_tail(self, sandbox: str, max_bytes: int = 8192) -> str:
@@ -170,7 +177,10 @@ class CriBackend(Backend):
 
     async def remove(self, sandbox: str) -> None:
         parents = {f"{self._config.cgroup_parent}/{sandbox}"}
-        for pod in await self._calls.pods({LABEL_SANDBOX: sandbox}):
+        pods = await self._calls.pods({LABEL_SANDBOX: sandbox})
+        if not pods:
+            await self._remove_shell(sandbox)
+        for pod in pods:
             parents.add(await self._cgroup_parent(pod.id, sandbox))
             await self._calls.stop_pod(pod.id, sandbox)
             await self._calls.remove_pod(pod.id, sandbox)
@@ -181,8 +191,10 @@ class CriBackend(Backend):
 
     async def sandboxes(self, labels: Mapping[str, str]) -> list[SandboxInfo]:
         pods = [pod for pod in await self._calls.pods(labels) if LABEL_SANDBOX in pod.labels]
-        containers = {each.pod_sandbox_id: each for each in await self._calls.containers(labels)}
-        return [await self._sandbox_info(pod, containers.get(pod.id)) for pod in pods]
+        containers = {each.labels.get(LABEL_SANDBOX): each for each in await self._calls.containers(labels)}
+        whole = [await self._sandbox_info(pod, containers.pop(pod.labels[LABEL_SANDBOX], None)) for pod in pods]
+        shells = [await self._sandbox_info(shell, shell) for name, shell in containers.items() if name]
+        return [*whole, *shells]
 
     async def foreign_owner(self) -> str | None:
         foreign = translate.foreign_pods(await self._calls.pods({}), KUBELET_LABEL)
@@ -204,6 +216,23 @@ class CriBackend(Backend):
             await asyncio.sleep(_LOADED_POLL)
         return image
 
+    async def _remove_shell(self, sandbox: str) -> None:
+        for container in await self._calls.containers({LABEL_SANDBOX: sandbox}):
+            with contextlib.suppress(NotFound, asyncio.TimeoutError):
+                await asyncio.wait_for(self._kill_shell(container.id, sandbox), self._config.make_timeout)
+            await self._calls.remove_container(container.id, sandbox)
+
+    async def _kill_shell(self, container: str, sandbox: str) -> None:
+        """Returns when the engine knows that it has ended: containerd fails to remove it in the moment before."""
+        for pause in _pauses():
+            answer = await self._calls.status(container, sandbox)
+            if answer.status.state != cri.CONTAINER_RUNNING:
+                return
+            if process := ContainerProcess.open(translate.first_process(answer), container, self._cgroup_root):
+                with process:
+                    process.kill_rest()
+            await asyncio.sleep(pause)
+
     async def _facts(self) -> engine.Engine:
         """What the engine can do, asked again after a while: it may have been replaced by another version."""
         if self._engine is not None and time.monotonic() - self._engine[0] < _ENGINE_FACTS_SECONDS:
@@ -221,14 +250,16 @@ class CriBackend(Backend):
         except NotFound:
             return ""
 
-    async def _sandbox_info(self, pod: cri.PodSandbox, container: cri.Container | None) -> SandboxInfo:
+    async def _sandbox_info(
+        self, whole: cri.PodSandbox | cri.Container, container: cri.Container | None
+    ) -> SandboxInfo:
         if container is None or container.state != cri.CONTAINER_EXITED:
-            return translate.sandbox_info(pod, container, None)
+            return translate.sandbox_info(whole, container, None)
         try:
-            answer = await self._calls.status(container.id, pod.labels[LABEL_SANDBOX])
+            answer = await self._calls.status(container.id, whole.labels[LABEL_SANDBOX])
         except NotFound:  # removed since it was listed
-            return translate.sandbox_info(pod, None, None)
-        return translate.sandbox_info(pod, container, answer.status)
+            return translate.sandbox_info(whole, None, None)
+        return translate.sandbox_info(whole, container, answer.status)
 
     async def _clean_up(self, sandbox: str) -> None:
         """After a failure that the caller is about to hear of; what stays, the reaper finds by its label."""

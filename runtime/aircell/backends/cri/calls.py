@@ -44,6 +44,12 @@ class Calls:
         request = cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(label_selector=labels))
         return list((await self._ask(self._client.runtime.ListPodSandbox, request, "listing pod sandboxes")).items)
 
+    async def pod(self, sandbox: str) -> str:
+        """The engine's id of a sandbox's pod. Raises NotFound."""
+        for pod in await self.pods({LABEL_SANDBOX: sandbox}):
+            return pod.id
+        raise NotFound("the container engine has no such pod sandbox.", sandbox=sandbox)
+
     async def pod_status(self, pod: str, sandbox: str) -> cri.PodSandboxStatusResponse:
         """Verbose. Raises NotFound."""
         request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
@@ -85,6 +91,10 @@ class Calls:
     async def stop_container(self, container: str, sandbox: str, seconds: int) -> None:
         request = cri.StopContainerRequest(container_id=container, timeout=seconds)
         await self._end(self._client.runtime.StopContainer, request, "stopping the container", sandbox, extra=seconds)
+
+    async def remove_container(self, container: str, sandbox: str) -> None:
+        request = cri.RemoveContainerRequest(container_id=container)
+        await self._end(self._client.runtime.RemoveContainer, request, "removing the container", sandbox)
 
     async def stop_pod(self, pod: str, sandbox: str) -> None:
         request = cri.StopPodSandboxRequest(pod_sandbox_id=pod)

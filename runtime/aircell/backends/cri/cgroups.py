@@ -26,9 +26,10 @@ def is_v2(root: Path) -> bool:
 
 
 def limit_pids(root: Path, group: str, pids: int) -> None:
-    """Sets the limit of a group of cgroup v1 that exists. Raises EngineError when that cannot be done."""
+    """Sets the limit of a group of cgroup v1, made if need be. Raises EngineError when that cannot be done."""
     file = root / "pids" / group.lstrip("/") / "pids.max"
     try:
+        file.parent.mkdir(exist_ok=True)  # of a shell, whose pod is in another beside it
         file.write_text(str(pids))
     except OSError as error:
         raise EngineError(
@@ -58,7 +59,8 @@ def _try_to_remove(root: Path, group: str) -> str:
         top = hierarchy / group.lstrip("/")
         for folder in (*sorted(top.glob("**/"), reverse=True), top):
             try:
-                _kill_all(folder)
+                if outlived := kill_all(folder):
+                    logger.warning("killed the processes %s, which outlived their sandbox in %s", outlived, folder)
                 folder.rmdir()
             except FileNotFoundError:
                 continue
@@ -67,11 +69,13 @@ def _try_to_remove(root: Path, group: str) -> str:
     return in_use
 
 
-def _kill_all(folder: Path) -> None:
-    for pid in (folder / "cgroup.procs").read_text().split():
-        logger.warning("killing process %s, which outlived its sandbox in %s", pid, folder)
+def kill_all(folder: Path) -> list[int]:
+    """Kills every process of a group, and returns their pids. Raises OSError when there is no such group."""
+    pids = [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+    return pids
 
 
 def memory_group(root: Path, pid: int) -> Path | None:

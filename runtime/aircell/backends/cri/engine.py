@@ -29,6 +29,8 @@ class Engine:
     handlers: frozenset[str]
     systemd_handlers: frozenset[str]
     """Those whose control groups systemd makes, which wants slices for parents."""
+    user_namespaces: frozenset[str]
+    """Those that can give a pod a user namespace, of which "" is the default one."""
     cdi: bool
     """Devices can be named, see https://github.com/cncf-tags/container-device-interface."""
 
@@ -56,6 +58,7 @@ def read_engine(version: cri.VersionResponse, status: cri.StatusResponse) -> Eng
         systemd_handlers=frozenset(
             name for name, each in runtimes.items() if (each.get("options") or {}).get("SystemdCgroup")
         ),
+        user_namespaces=frozenset(each.name for each in status.runtime_handlers if each.features.user_namespaces),
         cdi=bool(config.get("enableCDI", False)),
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
-from aircell.backends.cri.cgroups import memory_group, oom_kills
+from aircell.backends.cri.cgroups import kill_all, memory_group, oom_kills
 
 
 class ContainerProcess:
@@ -57,6 +58,13 @@ class ContainerProcess:
             return await done
         finally:
             loop.remove_reader(self._pidfd)
+
+    def kill_rest(self) -> None:
+        """Kills whatever is in its groups. Of any other container the kernel leaves nothing once the first process has
+        ended; a fork of a zygote is in a PID namespace of its own, and should end by itself when its shell does."""
+        if self._memory is not None:
+            with contextlib.suppress(OSError):  # the group has gone, or is just going (ENODEV)
+                kill_all(self._memory)
 
     def __enter__(self) -> ContainerProcess:
         return self

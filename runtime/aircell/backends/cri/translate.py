@@ -11,10 +11,10 @@ import signal as signals
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aircell.backends.base import LABEL_SANDBOX, RegistryAuth, SandboxPlan
+from aircell.backends.base import LABEL_SANDBOX, IdRange, RegistryAuth, SandboxPlan
 from aircell.backends.kernel_paths import MASKED_PATHS, READONLY_PATHS
 from aircell.reference import own_digest
-from aircell.spec import Mount, Resources, SandboxSpec, Security
+from aircell.spec import Mount, Resources, Security
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
 from aircell_cri.v1 import api_pb2 as cri
 
@@ -64,7 +64,7 @@ def pod_sandbox_config(plan: SandboxPlan, placement: Placement) -> cri.PodSandbo
         linux=cri.LinuxPodSandboxConfig(
             cgroup_parent=placement.cgroup_parent,
             security_context=cri.LinuxSandboxSecurityContext(
-                namespace_options=namespaces(plan.spec),
+                namespace_options=namespaces(plan),
                 run_as_user=cri.Int64Value(value=_PAUSE_USER),
                 run_as_group=cri.Int64Value(value=_PAUSE_USER),
                 readonly_rootfs=True,
@@ -74,9 +74,19 @@ def pod_sandbox_config(plan: SandboxPlan, placement: Placement) -> cri.PodSandbo
     )
 
 
-def namespaces(spec: SandboxSpec) -> cri.NamespaceOption:
+def namespaces(plan: SandboxPlan) -> cri.NamespaceOption:
     """Network as asked for; PID of the container's own; IPC and the rest of the pod's."""
-    return cri.NamespaceOption(network=cri.NODE if spec.network == "host" else cri.POD, pid=cri.CONTAINER, ipc=cri.POD)
+    network = cri.NODE if plan.spec.network == "host" else cri.POD
+    options = cri.NamespaceOption(network=network, pid=cri.CONTAINER, ipc=cri.POD)
+    if plan.ids is not None:
+        ids = id_mappings(plan.ids)
+        options.userns_options.CopyFrom(cri.UserNamespace(mode=cri.POD, uids=ids, gids=ids))
+    return options
+
+
+def id_mappings(ids: IdRange | None) -> list[cri.IDMapping]:
+    """From a user namespace of its own to the node; none without one."""
+    return [cri.IDMapping(host_id=ids.start, container_id=0, length=ids.length)] if ids is not None else []
 
 
 # --- The container ---
@@ -96,23 +106,26 @@ def container_config(plan: SandboxPlan, placement: Placement) -> cri.ContainerCo
         image=cri.ImageSpec(image=plan.image.id, user_specified_image=plan.spec.image),
         command=plan.argv,
         envs=[cri.KeyValue(key=name, value=value.encode()) for name, value in plan.env.items()],
-        mounts=[mount(each) for each in plan.mounts],
+        mounts=[mount(each, plan.ids) for each in plan.mounts],
         labels=plan.labels,
         annotations=plan.annotations,
         log_path=LOG_FILE,
         CDI_devices=[cri.CDIDevice(name=name) for name in plan.spec.devices],
         linux=cri.LinuxContainerConfig(
-            resources=resources(plan.spec.resources, placement.unified), security_context=security_context(plan.spec)
+            resources=resources(plan.spec.resources, placement.unified), security_context=security_context(plan)
         ),
     )
 
 
-def mount(wanted: Mount) -> cri.Mount:
+def mount(wanted: Mount, ids: IdRange | None) -> cri.Mount:
+    """With the mappings a file's owner is the same number inside a user namespace as on the node."""
     return cri.Mount(
         host_path=wanted.source,
         container_path=wanted.target,
         readonly=wanted.read_only,
         propagation=cri.PROPAGATION_PRIVATE,
+        uidMappings=id_mappings(ids),
+        gidMappings=id_mappings(ids),
     )
 
 
@@ -129,16 +142,16 @@ def resources(wanted: Resources, unified: Mapping[str, str]) -> cri.LinuxContain
     return limits
 
 
-def security_context(spec: SandboxSpec) -> cri.LinuxContainerSecurityContext:
-    security = spec.security
+def security_context(plan: SandboxPlan) -> cri.LinuxContainerSecurityContext:
+    spec, security = plan.spec, plan.spec.security
     context = cri.LinuxContainerSecurityContext(
         capabilities=capabilities(security),
-        namespace_options=namespaces(spec),
+        namespace_options=namespaces(plan),
         supplemental_groups=spec.groups,
         readonly_rootfs=security.read_only_root,
         no_new_privs=True,
-        masked_paths=MASKED_PATHS,
-        readonly_paths=READONLY_PATHS,
+        masked_paths=engines_part(MASKED_PATHS, plan),
+        readonly_paths=engines_part(READONLY_PATHS, plan),
         seccomp=security_profile(security.seccomp, seccomp_file(security)),
     )
     if security.apparmor is not None:
@@ -150,6 +163,11 @@ def security_context(spec: SandboxSpec) -> cri.LinuxContainerSecurityContext:
     if spec.group is not None:
         context.run_as_group.value = spec.group
     return context
+
+
+def engines_part(paths: Sequence[str], plan: SandboxPlan) -> list[str]:
+    """The kernel lets nobody mount a fresh /proc where parts of another are hidden, so a shell's is whole."""
+    return [path for path in paths if not (plan.within and path.startswith("/proc/"))]
 
 
 def capabilities(security: Security) -> cri.Capability:
@@ -221,16 +239,17 @@ def image_info(image: cri.Image, reference: str = "") -> ImageInfo:
 
 
 def sandbox_info(
-    pod: cri.PodSandbox, container: cri.Container | None, exited: cri.ContainerStatus | None
+    whole: cri.PodSandbox | cri.Container, container: cri.Container | None, exited: cri.ContainerStatus | None
 ) -> SandboxInfo:
-    """A pod sandbox with its container, if it has one, and that container's status, if it has exited."""
+    """What the sandbox is as a whole, a pod or a shell, with its container, if it has one, and that container's
+    status, if it has exited."""
     return SandboxInfo(
-        id=pod.labels[LABEL_SANDBOX],
-        engine_id=pod.id,
+        id=whole.labels[LABEL_SANDBOX],
+        engine_id=whole.id,
         running=container is not None and container.state == cri.CONTAINER_RUNNING,
-        created_at=pod.created_at / _NANOSECONDS,
-        labels=dict(pod.labels),
-        annotations=dict(pod.annotations),
+        created_at=whole.created_at / _NANOSECONDS,
+        labels=dict(whole.labels),
+        annotations=dict(whole.annotations),
         image=container.image.image if container is not None else "",
         exit=exit_status(exited, oom_seen=False) if exited is not None else None,
     )
