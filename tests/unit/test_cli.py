@@ -168,6 +168,21 @@ def test_autostart(uid: int, said: bool | None, starts: bool, monkeypatch: pytes
 # --- doctor
 
 
+def test_zygotes() -> None:
+    engine = {"name": "containerd", "version": "2.3.7"}
+    hello = {
+        "backends": {
+            "cri": {**engine, "user_namespaces": ["", "runc"]},
+            "other": {**engine, "version": "1.6.20", "user_namespaces": []},
+            "away": {"error": {}},
+        }
+    }
+    assert [(check.name, check.result) for check in checks.zygotes(hello)] == [
+        ("zygotes on cri", "ok"),
+        ("zygotes on other", "warning"),
+    ]
+
+
 def test_engines() -> None:
     well = {"name": "containerd", "version": "2.3", "api_version": "v1", "runtime_handlers": ["runc"]}
     owner = "a kubelet (it has the pod x/y here)"
