@@ -207,7 +207,7 @@ async def test_an_interpreter_that_cannot_run(harness: Harness, tmp_path: Path, 
     program.chmod(0o755)
     mount = Mount(source=str(program), target="/mnt/python")
     outcome = await harness.run(["/mnt/python"], mounts=[mount])
-    assert outcome.exit == ExitStatus(code=1)
+    assert outcome.exit in (ExitStatus(code=1), ExitStatus(code=255))  # of the low-level runtime: runc 1.5 says 255
     assert "exec" in outcome.log
     assert "/mnt/python" in outcome.log
 
