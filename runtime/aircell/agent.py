@@ -249,13 +249,13 @@ def run_child(frames: Frames, runner: Any, set_dumpable: Any) -> NoReturn:
     try:
         os.setsid()
         reset_signals()
-        become_likelier_oom_victim()
         received = frames.receive()
         if received is None:
             os._exit(1)
         job = Job(*received)
         receive_signals(ignore_pipe=job.kind == "runner")
-        set_dumpable(1)  # user code may look at its own /proc/self
+        set_dumpable(1)  # user code may look at its own /proc/self, and this itself must, here
+        become_likelier_oom_victim()
         take_descriptors(job)
         os.environ.update(job.env)
         if job.kind == "exec":
