@@ -60,7 +60,8 @@ class Frames:
         body = json.dumps(message).encode()
         data = struct.pack(">I", len(body)) + body
         sent = socket.send_fds(self.sock, [data], fds) if fds else 0
-        self.sock.sendall(data[sent:])
+        if sent < len(data):  # or whoever has read it all, and gone, would count as gone too early
+            self.sock.sendall(data[sent:])
 
     def receive(self) -> "tuple[dict[str, Any], list[int]] | None":
         """The next frame and its descriptors, or None at end of file."""
