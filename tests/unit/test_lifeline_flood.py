@@ -26,5 +26,5 @@ def send_until_closed(agent: socket.socket) -> None:
     try:
         while True:
             agent.send(b'{"type": "started"}')
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):  # as packets were left unread, or not
         agent.close()
