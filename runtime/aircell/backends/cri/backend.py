@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, ClassVar, TypeVar
+from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
@@ -59,6 +60,8 @@ class CriBackend(Backend):
         self._calls = Calls(self._client, self._config)
         self._image_files = ImageFiles(self._config)
         self._engine: tuple[float, engine.Engine] | None = None
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By sandbox, for as long as somebody holds or wants one."""
         self._cgroup_root = Path(self._config.cgroup_root)
         self._node = engine.Node(
             cgroup_v2=cgroups.is_v2(self._cgroup_root),
@@ -132,6 +135,10 @@ class CriBackend(Backend):
             )
         placement = await self._place(plan.spec, plan.id)
         plan = dataclasses.replace(plan, mounts=await asyncio.to_thread(mounts.prepare, plan.mounts, plan.id))
+        async with self._alone(plan.id):
+            await self._make(plan, placement)
+
+    async def _make(self, plan: SandboxPlan, placement: translate.Placement) -> None:
         if plan.within:
             pod = await self._calls.pod(plan.within)
         else:
@@ -145,8 +152,9 @@ class CriBackend(Backend):
             raise
 
     async def start(self, sandbox: str) -> None:
-        container = await self._calls.container(sandbox)
-        await self._calls.start_container(container.id, sandbox)
+        async with self._alone(sandbox):
+            container = await self._calls.container(sandbox)
+            await self._calls.start_container(container.id, sandbox)
 
     async def wait(self, sandbox: str) -> ExitStatus:
         container = await _patiently(lambda: self._calls.container(sandbox))
@@ -176,6 +184,10 @@ class CriBackend(Backend):
         # of the container was seen, and containerd cannot stop one pod twice at a time.
 
     async def remove(self, sandbox: str) -> None:
+        async with self._alone(sandbox):
+            await self._remove(sandbox)
+
+    async def _remove(self, sandbox: str) -> None:
         parents = {f"{self._config.cgroup_parent}/{sandbox}"}
         pods = await self._calls.pods({LABEL_SANDBOX: sandbox})
         if not pods:
@@ -203,6 +215,11 @@ class CriBackend(Backend):
         return f"a kubelet (it has the pod {foreign[0].metadata.namespace}/{foreign[0].metadata.name} here)"
 
     # --- Helpers ---
+
+    def _alone(self, sandbox: str) -> asyncio.Lock:
+        """Held while a sandbox is made, started or removed: containerd 2.3 forgets a shim, which then runs for ever,
+        when a pod is removed while something in it is being started."""
+        return self._locks.setdefault(sandbox, asyncio.Lock())
 
     async def _loaded(self, reference: str) -> ImageInfo:
         """The CRI part of containerd learns of an image by an event, so a moment later."""
@@ -264,7 +281,7 @@ class CriBackend(Backend):
     async def _clean_up(self, sandbox: str) -> None:
         """After a failure that the caller is about to hear of; what stays, the reaper finds by its label."""
         try:
-            await self.remove(sandbox)
+            await self._remove(sandbox)
         except AircellError as error:
             logger.warning("sandbox %s is left behind after its creation failed: %s", sandbox, error)
 
