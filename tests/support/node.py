@@ -254,7 +254,7 @@ class Node:
         }
         return {kind: traces for kind, traces in found.items() if traces}
 
-    def clean(self, seconds: float = 10.0) -> None:
+    def clean(self, seconds: float = 30.0) -> None:
         """Fails unless within ``seconds`` nothing of any sandbox is left, once no more are kept ready."""
         with contextlib.suppress(TimeoutError):
             self.wait_until(lambda: not self._drained(), "nothing is left", seconds)

@@ -41,6 +41,8 @@ HAND_OVER_TIMEOUT = 10.0
 """Seconds for an agent that is ready to take its job."""
 _SELDOM = ("run", "build")
 """Roles of what is seldom started again: by hand, or once for each image."""
+_REMOVALS = 3
+"""How often a removal is tried, before it is the reaper's."""
 RETRY = 1.0
 """Seconds between two questions to an engine that does not answer."""
 
@@ -270,6 +272,16 @@ class Launcher:
             await settle(self._engines.get(sandbox.record.backend).remove(name))
         await self._folder(name).remove()
 
+    async def _remove_persistently(self, sandbox: Sandbox) -> None:
+        """An engine that is busy with the end of a container may refuse for a moment."""
+        for _ in range(_REMOVALS):
+            try:
+                return await self._remove(sandbox)
+            except AircellError as error:
+                log.warning("sandbox %s could not be removed: %s", sandbox.id, error)
+                await asyncio.sleep(RETRY)
+        return log.error("sandbox %s is left to the reaper", sandbox.id)
+
     async def _see_off(self, sandbox: Sandbox, ending: ExitStatus | AircellError) -> None:
         """Removes all that there is of it, then tells how it ended. What cannot be removed now the reaper removes."""
         backend = self._engines.get(sandbox.record.backend)
@@ -277,10 +289,7 @@ class Launcher:
             sandbox.log = await backend.log_tail(sandbox.record.made_as)
         except AircellError as error:
             log.debug("sandbox %s left no log: %s", sandbox.id, error)
-        try:
-            await self._remove(sandbox)
-        except AircellError as error:
-            log.error("sandbox %s is left to the reaper: %s", sandbox.id, error)
+        await self._remove_persistently(sandbox)
         if isinstance(ending, AircellError):
             sandbox.failed(ending)
             log.warning("sandbox %s failed: %s", sandbox.id, ending)
