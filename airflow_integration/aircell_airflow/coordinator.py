@@ -19,7 +19,7 @@ from airflow.sdk.execution_time.supervisor import ActivitySubprocess
 from airflow.sdk.execution_time.supervisor import log as supervisor_log
 
 from aircell.errors import AircellError
-from aircell_airflow import guarded, plan, refusal, worker_secrets
+from aircell_airflow import guarded, plan, refusal, settings, worker_secrets
 from aircell_airflow.launch_log import LaunchLog
 from aircell_airflow.sandboxed import SandboxedProcess, SandboxTracker, launch
 
@@ -102,7 +102,14 @@ def _launch(
         role="task",
         labels=labels,
         log=log,
+        traceparent=_traceparent(what),
     )
+
+
+def _traceparent(what: TaskInstance) -> str:
+    """The span of the task, where Airflow traces; empty where it does not."""
+    carrier = what.context_carrier if settings.traces() else None
+    return str((carrier or {}).get("traceparent", ""))
 
 
 @attrs.define(kw_only=True)

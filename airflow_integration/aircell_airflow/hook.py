@@ -2,9 +2,10 @@
 
 Airflow loads that group in ``airflow.settings.initialize``, which ``import airflow`` calls, so it is there before any
 process can supervise a task, parse a file or run a callback. With both flags at ``process`` it reads them and is done.
-Otherwise it sees to it that three modules of Airflow are changed as soon as they are imported:
+Otherwise it sees to it that four modules of Airflow are changed as soon as they are imported:
 
 * ``coordinator``: every queue gets our coordinator, or one that fails the task when ours cannot be had;
+* ``supervisor``: what our coordinator needs is imported with it;
 * ``callback_supervisor``: executor callbacks are user code too, so they get a sandbox as tasks do;
 * ``dag_processing.manager``: each file is parsed in a sandbox.
 
@@ -13,6 +14,7 @@ Whatever is broken on our side surfaces when the workload starts and fails it; i
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.abc
 import sys
@@ -47,6 +49,15 @@ def _coordinator_for_queue(manager: Any, queue: str) -> Any:
         return importlib.import_module("aircell_airflow.coordinator").SandboxCoordinator()
     except Exception as error:  # whatever it is, this task must say so in its own log
         return refusal.broken_installation(error)
+
+
+def load_coordinator(_: ModuleType) -> None:
+    """Imports what a task will need, before an executor forks its workers, each of which would import it by itself.
+
+    Comes after ``airflow.sdk.execution_time.supervisor``. What goes wrong is told in the log of a task, see above.
+    """
+    with contextlib.suppress(Exception):
+        importlib.import_module("aircell_airflow.coordinator")
 
 
 def sandbox_callbacks(module: ModuleType) -> None:
@@ -94,6 +105,7 @@ def install() -> None:
     patches: dict[str, Patch] = {}
     if conf.get(SECTION, TASK_FLAG, fallback=PROCESS) != PROCESS:
         patches["airflow.sdk.execution_time.coordinator"] = sandbox_tasks
+        patches["airflow.sdk.execution_time.supervisor"] = load_coordinator
         patches["airflow.sdk.execution_time.callback_supervisor"] = sandbox_callbacks
     if conf.get(SECTION, PARSE_FLAG, fallback=PROCESS) != PROCESS:
         patches["airflow.dag_processing.manager"] = sandbox_parsing

@@ -47,9 +47,9 @@ class LaunchLog:
             )
 
         elif state == State.RUNNING:
-            kind = event.get("kind")
-            if kind != "cold":
-                self._log.info("A sandbox was ready", kind=kind, digest=event.get("digest"), logger="aircell")
+            if event.get("ready"):
+                facts = {name: event.get(name) for name in ("kind", "digest")}
+                self._log.info("A sandbox was ready", **facts, logger="aircell")
             for name, why in event.get("preload_errors", {}).items():
                 self._log.warning(f"Module {name} of `preload` was left out: {why}", logger="aircell")
 

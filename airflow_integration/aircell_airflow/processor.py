@@ -11,7 +11,6 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +37,6 @@ MAX_OUTPUT = 16 * 2**20
 """Bytes that one parse may write to each of stdout, stderr and its log; the rest is dropped."""
 SEND_SECONDS = 5
 """How long a sandbox may leave an answer unread before it is ended: the manager's one loop waits for it."""
-_PRELOAD = "airflow.dag_processing.processor"
 
 
 def install(manager: ModuleType) -> None:
@@ -261,9 +259,8 @@ def _launch(request: DagFileParseRequest, relative: str, log: FilteringBoundLogg
     role = "callback" if request.callback_requests else "parse"
     context = {"bundle_name": request.bundle_name, "relative_fileloc": relative, "role": role}
     resolved = plan.plan("parse", file=file, bundle_root=request.bundle_path, context=context)
-    spec = resolved.spec.model_copy(update={"preload": (_PRELOAD, *resolved.spec.preload)})
     return launch(
-        replace(resolved, spec=spec),
+        resolved,
         bundle_name=request.bundle_name,
         bundle_path=request.bundle_path,
         args={"entry": "parse"},

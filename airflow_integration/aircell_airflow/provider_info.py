@@ -70,7 +70,8 @@ SPEC_OPTIONS = (
     ),
     Option(
         "preload", "string", None, "pandas,numpy",
-        "Comma-separated modules that a sandbox imports before it knows its task.", "preload",
+        "Comma-separated modules that a sandbox imports before it knows its task. `auto` stands for those that DAG "
+        "files turn out to be slow to import.", "preload",
     ),
     Option(
         "run_as_user", "string", "50000", "airflow",
@@ -135,6 +136,11 @@ SPEC_OPTIONS = (
     Option(
         "read_only_root", "boolean", "True", "False",
         "Whether the image's own files are read-only; /tmp is always writable.", "security.read_only_root",
+    ),
+    Option(
+        "parse_isolation", "string", "file", "image",
+        "`file`: each DAG file is parsed in a sandbox of its own; `image`: in a process of its own, in a sandbox that "
+        "parses all files of one image and bundle. Without effect on tasks.", "parse_isolation",
     ),
     Option(
         "app", "string", None, "airflow_task",

@@ -6,6 +6,7 @@ imported, and nothing of ours, ever. See ``docs/protocol.md`` for ``preload``, `
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -24,7 +25,28 @@ PRELOADED = (
     "airflow.sdk.execution_time.task_runner",
     "airflow.sdk.execution_time.supervisor",
     "airflow.dag_processing.dagbag",
+    "airflow.dag_processing.processor",
 )
+"""Without which there is no job. Tasks and parses import the same, so that a sandbox can serve either."""
+USUAL = (
+    "airflow.dag_processing.bundles.local",
+    "airflow.models.dagwarning",
+    "airflow.providers.standard.operators.bash",
+    "airflow.providers.standard.operators.empty",
+    "airflow.providers.standard.operators.trigger_dagrun",
+    "airflow.providers.standard.sensors.external_task",
+    "airflow.sdk._shared.logging.factory",
+    "airflow.sdk._shared.logging.remote",
+    "airflow.sdk.definitions.asset.metadata",
+    "airflow.sdk.definitions.decorators",
+    "airflow.timetables.trigger",
+    "airflow.utils.dag_version_inflation_checker",
+    "airflow.version",
+    "encodings.idna",
+    "jinja2.ext",
+    "setproctitle",
+)
+"""What Airflow imports by and by in nearly every job, as far as an image has it."""
 
 
 def preload() -> None:
@@ -33,6 +55,9 @@ def preload() -> None:
         return  # describe() says why, better than an ImportError would
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in USUAL:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def describe() -> dict[str, Any]:

@@ -61,15 +61,18 @@ def launch(
     role: str,
     labels: Mapping[str, str],
     log: FilteringBoundLogger,
+    traceparent: str = "",
 ) -> SandboxTracker:
     """Asks for the sandbox; returns once aircelld has accepted. Raises AircellError when it does not.
 
-    The bundle appears in the sandbox where it is on the worker, read-only. ``args`` go to the runner.
+    The bundle appears in the sandbox where it is on the worker, read-only. ``args`` go to the runner. aircelld's spans
+    belong below ``traceparent``.
     """
     path = str(bundle_path)
     environment = settings.child_environment(bundle_name, path)
     early, late = early_environment.split(resolved.spec)
-    spec = resolved.spec.model_copy(update={"env": {**environment, **early}})
+    isolation = resolved.spec.parse_isolation if role == "parse" else "file"
+    spec = resolved.spec.model_copy(update={"env": {**environment, **early}, "parse_isolation": isolation})
     request = LaunchRequest(
         backend=resolved.backend,
         spec=spec,
@@ -77,6 +80,7 @@ def launch(
         role=role,  # type: ignore[arg-type]
         mounts=(Mount(source=path, target=path),),
         labels=dict(labels),
+        traceparent=traceparent,
     )
     configured = settings.load("parse" if role == "parse" else "task")
     client = Client(configured.socket_path, autostart=configured.autostart)

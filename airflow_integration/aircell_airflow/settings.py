@@ -65,6 +65,11 @@ def load(kind: Kind) -> Settings:
     )
 
 
+def traces() -> bool:
+    """Whether Airflow sends spans of its own; if not, what it says of a task's trace leads nowhere."""
+    return conf.getboolean("traces", "otel_on", fallback=False)
+
+
 def _defaults(kind: Kind) -> Fields:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return {

@@ -32,6 +32,8 @@ EXIT_CANNOT_SERVE = 70
 """EX_SOFTWARE of sysexits.h; the gate's ``failed`` frame says why."""
 FLUSH_SECONDS = 5.0
 """How long the last report may wait for a worker that does not read, and the reaping for a process in the kernel."""
+KILL_AGAIN_SECONDS = 0.05
+"""How long nothing may end before the rest is killed again: a process may have been made meanwhile."""
 OOM_SCORE_STEP = 500
 """Added to the job's oom_score_adj, so that the kernel kills the job before the agent that has to report it."""
 MEMORY_FILES = (
@@ -110,11 +112,18 @@ def check_place() -> None:
         )
 
 
-def load_runner(path: str) -> Any:
-    """The runner module, or None when there is no such file (a plain command needs none)."""
+def settings(run_dir: str) -> "dict[str, Any]":
+    """What aircelld says of this sandbox."""
+    with open(os.path.join(run_dir, "agent.json"), "rb") as file:  # noqa: PTH118, PTH123
+        return dict(json.loads(file.read().decode()))
+
+
+def load(run_dir: str, name: str) -> Any:
+    """A module beside this one, or None when there is no such file (a plain command needs no runner)."""
+    path = os.path.join(run_dir, name + ".py")  # noqa: PTH118
     if not os.path.exists(path):  # noqa: PTH110
         return None
-    spec = importlib.util.spec_from_file_location("aircell_runner", path)
+    spec = importlib.util.spec_from_file_location("aircell_" + name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python module")
     module = importlib.util.module_from_spec(spec)
@@ -159,13 +168,43 @@ def preload(modules: "list[str]", not_from_mounts: NotFromMounts) -> "dict[str, 
     return errors
 
 
-def prepare(run_dir: str) -> "tuple[Any, dict[str, Any]]":
-    """Imports everything that can be imported before the job: the runner and the ``ready`` frame."""
+def preload_learned(modules: "list[str]", not_from_mounts: NotFromMounts) -> "tuple[dict[str, str], bool]":
+    """The same for modules that nobody has named, of which none may start threads: and whether one has."""
+    errors, spoiled = {}, False
+    for name in modules:
+        before = threads()
+        errors.update(preload([name], not_from_mounts))
+        if keeps_threads(before):
+            errors[name] = "it starts threads, which a fork does not have"
+            spoiled = True
+    return errors, spoiled
+
+
+def threads() -> int:
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+
+
+def keeps_threads(before: int) -> bool:
+    """Whether there are more threads than before, and still are when this process has forked.
+
+    Libraries that care for forks end theirs: numpy's OpenBLAS does, pthread_atfork(3).
+    """
+    if threads() <= before:
+        return False
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    time.sleep(0.01)  # a thread that was joined is listed a moment longer
+    return threads() > before
+
+
+def prepare(run_dir: str, set_dumpable: Any) -> "Prepared":
+    """Imports everything that can be imported before the job."""
     started = time.monotonic()
-    with open(os.path.join(run_dir, "agent.json"), "rb") as file:  # noqa: PTH118, PTH123
-        config = json.loads(file.read().decode())
+    config = settings(run_dir)
     try:
-        runner = load_runner(os.path.join(run_dir, "runner.py"))  # noqa: PTH118
+        runner = load(run_dir, "runner")
         facts = describe(runner) if runner is not None else {}
     except (Exception, SystemExit) as error:
         message, _, hint = str(error).partition("\n")
@@ -174,15 +213,19 @@ def prepare(run_dir: str) -> "tuple[Any, dict[str, Any]]":
         raise CannotServe("IncompatibleImage", message, hint, traceback.format_exc()) from error
     not_from_mounts = NotFromMounts(config.get("mounts", []))
     errors = preload(config.get("preload", []), not_from_mounts)
+    learned_errors, spoiled = preload_learned(config.get("learned", []), not_from_mounts)
+    clock_module = load(run_dir, "import_clock") if config.get("learn") else None
     gc.collect()
     gc.freeze()  # the child then copies no page merely because the collector touches it
-    return runner, {
+    ready = {
         "type": "ready",
         "facts": facts,
         "preload_seconds": round(time.monotonic() - started, 3),
-        "preload_errors": errors,
+        "preload_errors": {**errors, **learned_errors},
         "from_mounts": not_from_mounts.modules()[:10],
+        "spoiled": spoiled,
     }
+    return Prepared(run_dir, runner, clock_module, ready, set_dumpable)
 
 
 def describe(runner: Any) -> "dict[str, Any]":
@@ -219,14 +262,15 @@ class Understudy:
     """The job's process before there is a job. Copying the memory of this one takes milliseconds that nobody waits for
     yet, and so does what the copy has to do first."""
 
-    def __init__(self, runner: Any, set_dumpable: Any) -> None:
+    def __init__(self, prepared: "Prepared") -> None:
+        self.clock = prepared.clock_module and prepared.clock_module.ImportClock()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until it has handlers of its own
         self.pid = os.fork()
         if self.pid == 0:
-            run_child(Frames(theirs), runner, set_dumpable)
+            run_child(Frames(theirs), prepared, self.clock)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         theirs.close()
         self.frames = Frames(ours)
@@ -243,25 +287,34 @@ class Understudy:
             print(f"aircell agent: the job could not be started: {error}", file=sys.stderr, flush=True)
         self.frames.sock.close()
 
+    def heard(self) -> "dict[str, Any]":
+        """What its process has told besides how it ended."""
+        return {} if self.clock is None else {"imports": self.clock.names()}
 
-def run_child(frames: Frames, runner: Any, set_dumpable: Any) -> NoReturn:
+
+def run_child(frames: Frames, prepared: "Prepared", clock: Any) -> NoReturn:
     """The forked child, from its first line to its end."""
     code: Any = 1
     try:
         os.setsid()
         reset_signals()
+        if prepared.owns_pages:
+            own_pages_until(frames.sock)
         received = frames.receive()
         if received is None:
             os._exit(1)
         job = Job(*received)
         receive_signals(ignore_pipe=job.kind == "runner")
-        set_dumpable(1)  # user code may look at its own /proc/self, and this itself must, here
+        prepared.set_dumpable(1)  # user code may look at its own /proc/self, and this itself must, here
         become_likelier_oom_victim()
         take_descriptors(job)
         os.environ.update(job.env)
         if job.kind == "exec":
             execute(job.argv)
-        code = runner.run(*job.streams, job.args)
+        if clock is not None:
+            mounts = settings(prepared.run_dir).get("mounts", [])  # a fork has others than its zygote
+            clock.start(NotFromMounts(mounts).holds)
+        code = prepared.runner.run(*job.streams, job.args)
     except SystemExit as stop:
         code = stop.code
         if code is not None and not isinstance(code, int):
@@ -276,6 +329,19 @@ def run_child(frames: Frames, runner: Any, set_dumpable: Any) -> NoReturn:
             except (OSError, ValueError):  # closed by the job, or nobody reads it any more: nothing is left to save
                 continue
         os._exit((code or 0) & 0xFF)
+
+
+def own_pages_until(news: socket.socket) -> None:
+    """Touches what every module holds, until there is something to read or no more to touch.
+
+    To count a reference is to write: the first time that a fork uses an object, the kernel copies its page. That takes
+    tens of milliseconds of a job, unless it has happened while there was none.
+    """
+    for module in list(sys.modules.values()):
+        if select.select([news], [], [], 0)[0]:
+            return
+        for _ in list(getattr(module, "__dict__", {}).values()):
+            pass
 
 
 def reset_signals() -> None:
@@ -331,10 +397,32 @@ def execute(argv: "list[str]") -> None:
 # --- around the job ----------------------------------------------------------------------------------------------
 
 
+class Everyone:
+    """Whom the agent ends with its job: all that it can see, which is a PID namespace of which it is the first."""
+
+    memory_is_shared = False
+    """Whether others than these are under the same limit of memory."""
+
+    def check(self) -> None:
+        """Raises CannotServe unless this is PID 1."""
+        check_place()
+
+    def signal(self, number: int) -> None:
+        """Sends it to each of them but the agent itself."""
+        signal_everyone(number)
+
+
 class Supervisor:
     """Watches one job from its beginning to the last zombie."""
 
-    def __init__(self, lifeline: socket.socket, stop_grace: float, leash: "socket.socket | None" = None) -> None:
+    def __init__(
+        self,
+        lifeline: socket.socket,
+        stop_grace: float,
+        leash: "socket.socket | None" = None,
+        everyone: "Everyone | None" = None,
+    ) -> None:
+        self.everyone = everyone or Everyone()
         self.lifeline = lifeline
         self.lifeline.setblocking(False)
         self.stop_grace = stop_grace
@@ -343,12 +431,7 @@ class Supervisor:
         self.kill_at: float | None = None
         self.cause = ""
         self.child = -1
-        self.wakeup, wakeup_writer = os.pipe()
-        os.set_blocking(self.wakeup, False)
-        os.set_blocking(wakeup_writer, False)
-        signal.set_wakeup_fd(wakeup_writer, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)  # it is the wakeup descriptor that matters
+        self.wakeup = wake_on_signals(signal.SIGCHLD, signal.SIGTERM)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
         self.selector.register(self.lifeline, selectors.EVENT_READ, self.on_lifeline)
@@ -370,7 +453,13 @@ class Supervisor:
                 self.deliver(signal.SIGKILL)
             status = self.reap()
         self.kill_the_rest()
-        return describe_exit(status, oom_kills() - self.oom_kills, self.cause)
+        return describe_exit(status, self.new_oom_kills(status), self.cause)
+
+    def new_oom_kills(self, status: int) -> int:
+        """Where others are under the same limit, only the end of the main child says that a kill may have been its."""
+        if self.everyone.memory_is_shared and not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            return 0
+        return oom_kills() - self.oom_kills
 
     def seconds_to_kill(self) -> "float | None":
         return None if self.kill_at is None else max(0.0, self.kill_at - time.monotonic())
@@ -424,7 +513,7 @@ class Supervisor:
                 return os.killpg(self.child, number)
             except ProcessLookupError:
                 print("aircell agent: no process group; signalling every process", file=sys.stderr, flush=True)
-        return signal_everyone(number)
+        return self.everyone.signal(number)
 
     def reap(self) -> "int | None":
         """Buries every zombie; the wait status of the main child when it was among them."""
@@ -440,13 +529,13 @@ class Supervisor:
                 found = status
 
     def kill_the_rest(self) -> None:
-        """Every other process. PID 1 inherits all orphans, so when no child is left nobody is."""
-        signal_everyone(signal.SIGKILL)
+        """Every other process. The agent inherits all orphans, so when no child is left nobody is."""
         deadline = time.monotonic() + FLUSH_SECONDS
         while time.monotonic() < deadline:
+            self.everyone.signal(signal.SIGKILL)
             try:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    time.sleep(0.001)
+                if os.waitpid(-1, os.WNOHANG)[0] == 0 and select.select([self.wakeup], [], [], KILL_AGAIN_SECONDS)[0]:
+                    os.read(self.wakeup, 4096)
             except ChildProcessError:
                 return
         print("aircell agent: a process outlived KILL; the kernel ends it with the sandbox", file=sys.stderr)
@@ -465,6 +554,17 @@ class Supervisor:
                 select.select([], [self.lifeline], [], deadline - time.monotonic())
             except OSError:  # nobody is there
                 self.unsent.clear()
+
+
+def wake_on_signals(*numbers: int) -> int:
+    """A descriptor from which those that came can be read."""
+    reader, writer = os.pipe()
+    for fd in (reader, writer):
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)  # it is the descriptor that matters
+    return reader
 
 
 def signal_everyone(number: int) -> None:
@@ -520,18 +620,19 @@ def signal_name(number: int) -> str:
 
 
 def run_job(
-    gate: Gate,
+    gate: Frames,
     frame: "dict[str, Any]",
     fds: "list[int]",
     understudy: Understudy,
     facts: "dict[str, Any]",
     leash: "socket.socket | None",
+    everyone: "Everyone | None",
 ) -> "dict[str, Any]":
     """Runs the job to its end and reports it: the ExitStatus."""
     *streams, lifeline = fds
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the supervisor can take them
     tell(gate, {"type": "started"})  # first: as long as aircelld has not heard it, another sandbox may get the job
-    supervisor = Supervisor(socket.socket(fileno=lifeline), float(frame.get("stop_grace") or 0), leash)
+    supervisor = Supervisor(socket.socket(fileno=lifeline), float(frame.get("stop_grace") or 0), leash, everyone)
     supervisor.report({"type": "ready", "facts": facts})
     understudy.begin(frame, streams)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -539,11 +640,11 @@ def run_job(
         os.close(fd)
     exit_status = supervisor.watch(understudy.pid)
     supervisor.report({"type": "exited", "exit": exit_status}, patience=FLUSH_SECONDS)
-    tell(gate, {"type": "exited", "exit": exit_status})
+    tell(gate, {"type": "exited", "exit": exit_status, **understudy.heard()})
     return exit_status
 
 
-def tell(gate: Gate, message: "dict[str, Any]") -> None:
+def tell(gate: Frames, message: "dict[str, Any]") -> None:
     """Best effort: aircelld may be gone, or may not read."""
     gate.sock.setblocking(False)
     try:
@@ -566,17 +667,28 @@ def dumpable_setter() -> Any:
 class Prepared:
     """An interpreter that has imported all that it can before the job."""
 
-    def __init__(self, runner: Any, ready: "dict[str, Any]", set_dumpable: Any) -> None:
+    def __init__(
+        self, run_dir: str, runner: Any, clock_module: Any, ready: "dict[str, Any]", set_dumpable: Any
+    ) -> None:
+        self.run_dir = run_dir
         self.runner = runner
+        self.clock_module = clock_module
         self.ready = ready
         self.set_dumpable = set_dumpable
+        self.owns_pages = True
+        """Whether a process that waits for its job copies beforehand what the job may write to."""
 
 
 def connect(run_dir: str) -> Gate:
     """Tells aircelld that the interpreter runs."""
     gate = Gate(os.path.join(run_dir, "gate.sock"))  # noqa: PTH118
-    gate.send({"type": "connected", "python": sys.version.split()[0], "pid": os.getpid()})
+    introduce(gate)
     return gate
+
+
+def introduce(gate: Frames) -> None:
+    """What an agent says first."""
+    gate.send({"type": "connected", "python": sys.version.split()[0], "pid": os.getpid()})
 
 
 def make_ready(gate: Gate, run_dir: str) -> "Prepared | None":
@@ -585,27 +697,30 @@ def make_ready(gate: Gate, run_dir: str) -> "Prepared | None":
     try:
         check_interpreter()
         set_dumpable = dumpable_setter()
-        runner, ready = prepare(run_dir)
+        prepared = prepare(run_dir, set_dumpable)
     except CannotServe as cannot:
         refuse(gate, cannot)
         return None
     set_dumpable(0)
-    return Prepared(runner, ready, set_dumpable)
+    return prepared
 
 
-def refuse(gate: Gate, cannot: CannotServe) -> None:
+def refuse(gate: Frames, cannot: CannotServe) -> None:
     print("{message} {hint}\n{detail}".format(**cannot.error), file=sys.stderr, flush=True)
     gate.send({"type": "failed", "error": cannot.error})
 
 
-def serve(gate: Gate, prepared: Prepared, leash: "socket.socket | None" = None) -> int:
+def serve(
+    gate: Frames, prepared: Prepared, leash: "socket.socket | None" = None, everyone: "Everyone | None" = None
+) -> int:
     """Serves one job; the exit code of the sandbox. ``leash`` is a fork's, see ``zygote.py``."""
+    everyone = everyone or Everyone()
     try:
-        check_place()
+        everyone.check()
     except CannotServe as cannot:
         refuse(gate, cannot)
         return EXIT_CANNOT_SERVE
-    understudy = Understudy(prepared.runner, prepared.set_dumpable)
+    understudy = Understudy(prepared)
     gate.send(prepared.ready)
     received = gate.receive()
     if received is None:
@@ -613,7 +728,7 @@ def serve(gate: Gate, prepared: Prepared, leash: "socket.socket | None" = None) 
     if not understudy.waits():
         print("aircell agent: the process for the job was killed", file=sys.stderr, flush=True)
         return EXIT_CANNOT_SERVE
-    ended = run_job(gate, *received, understudy, prepared.ready["facts"], leash)
+    ended = run_job(gate, *received, understudy, prepared.ready["facts"], leash, everyone)
     return int(ended["code"] if ended["signal"] is None else 128 + ended["signal"])
 
 

@@ -62,6 +62,8 @@ class Policy(Model):
     runtime_handlers: tuple[str, ...] = ("*",)
     cgroup_parents: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    parse_isolations: tuple[Literal["file", "image"], ...] = ("file", "image")
+    """``image`` lets the DAG files of one image and bundle be parsed in one sandbox."""
     annotations: tuple[str, ...] = ()
     """Names of annotations; some change what a low-level runtime does, so none is permitted unless named here."""
 
@@ -79,6 +81,7 @@ class Policy(Model):
         _require("security.seccomp", security.seccomp, self.seccomp, "policy.seccomp")
         _require("security.apparmor", security.apparmor, self.apparmor, "policy.apparmor")
         _require("runtime_handler", spec.runtime_handler, self.runtime_handlers, "policy.runtime_handlers")
+        _require("parse_isolation", spec.parse_isolation, self.parse_isolations, "policy.parse_isolations")
         _require("cgroup_parent", spec.cgroup_parent, self.cgroup_parents, "policy.cgroup_parents")
         for device in spec.devices:
             _require("devices", device, self.devices, "policy.devices")

@@ -119,11 +119,13 @@ class AsyncConnection:
         return frame
 
     async def send(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-        """Sends one frame. Raises BrokenPipeError or ConnectionResetError when nobody reads."""
+        """Sends one frame. Raises BrokenPipeError or ConnectionResetError when nobody reads, or this side is closed."""
         data = memoryview(encode(message))
         async with self._write_lock:
             pending = list(fds)
             while data:
+                if self.sock.fileno() < 0:
+                    raise BrokenPipeError("closed on this side")
                 try:
                     sent = socket.send_fds(self.sock, [data], pending) if pending else self.sock.send(data)
                 except BlockingIOError:

@@ -21,6 +21,9 @@ RUN_DIR = "/run/aircell"
 SCRATCH_DIR = "/tmp"  # noqa: S108 - the path inside the sandbox, private to it
 """Where the sandbox may write."""
 
+AUTO = "auto"
+"""Among the modules of ``preload``: those besides that turn out to be worth it."""
+
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*$", re.IGNORECASE)
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_.-]*$")
@@ -45,6 +48,10 @@ def _absolute(value: str) -> str:
     return str(PurePosixPath(value))
 
 
+def _modules(value: object) -> object:
+    return (AUTO,) if value == AUTO else value
+
+
 def _env_names(value: Mapping[str, str]) -> Mapping[str, str]:
     for name, text in value.items():
         if not _ENV_NAME.match(name):
@@ -64,6 +71,8 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**63)]
 """A number of bytes; ``512Mi`` and the like are accepted."""
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Requirement = Annotated[str, AfterValidator(_requirement)]
+Modules = Annotated[tuple[str, ...], BeforeValidator(_modules)]
+"""Their names; ``auto`` alone is accepted."""
 Environment = Annotated[dict[str, str], AfterValidator(_env_names)]
 Labels = dict[str, str]
 
@@ -127,8 +136,8 @@ class SandboxSpec(Model):
     """What pip is to add to the image, a requirement each; aircelld makes that image once, see ``docs/metadata.md``."""
     python: str = "python3"
     """The interpreter in the image: a name on its PATH or an absolute path."""
-    preload: tuple[str, ...] = ()
-    """Modules imported before the job is known."""
+    preload: Modules = ()
+    """Modules imported before the job is known; ``auto`` stands for those that DAG files were slow to import."""
     env: Environment = Field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     resources: Resources = Resources()
@@ -146,6 +155,9 @@ class SandboxSpec(Model):
     cgroup_parent: str | None = None
     devices: tuple[str, ...] = ()
     """CDI device names, ``vendor.com/class=name``."""
+    parse_isolation: Literal["file", "image"] = "file"
+    """What a DAG file is parsed in: a sandbox of its own, or a fork in one that it shares with other files of the same
+    spec (a *resident*, see ``docs/parsing.md``). Without effect on anything but parsing."""
     labels: Labels = Field(default_factory=dict)
     annotations: Labels = Field(default_factory=dict)
     startup_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
@@ -202,5 +214,7 @@ class LaunchRequest(Model):
     mounts: tuple[Mount, ...] = ()
     """Read-only mounts that the worker itself vouches for (the DAG bundle). Only the worker's own code may fill
     this; what a DAG author asks for is in ``spec.mounts`` and is subject to the policy's allow-list."""
+    traceparent: Annotated[str, Field(pattern=r"^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")] = ""
+    """Below which span those of the sandbox belong, as W3C Trace Context has it; empty for a trace of its own."""
     labels: Labels = Field(default_factory=dict)
     """Identity: dag, task, run, try; prefixed with ``aircell.dev/`` by aircelld."""

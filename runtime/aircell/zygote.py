@@ -156,12 +156,10 @@ def install_filter(libc: Libc) -> None:
 # --- Into the shell ----------------------------------------------------------------------------------------------
 
 
-class Order:
-    """What a fork becomes: aircelld's ``fork`` frame and its descriptors."""
+class Confinement:
+    """What is a fork's own, and whom it becomes."""
 
-    def __init__(self, frame: "dict[str, Any]", fds: "list[int]") -> None:
-        self.mounts, self.leash, self.stdout, self.stderr = fds
-        self.hostname: str = frame["hostname"]
+    def __init__(self, frame: "dict[str, Any]") -> None:
         self.own_network: bool = frame["own_network"]
         self.own_shm: bool = frame["own_shm"]
         self.masked: list[str] = frame["masked"]
@@ -169,6 +167,16 @@ class Order:
         self.uid: int = frame["uid"]
         self.gid: int = frame["gid"]
         self.groups: list[int] = frame["groups"]
+
+
+class Order(Confinement):
+    """What a fork becomes: aircelld's ``fork`` frame and its descriptors."""
+
+    def __init__(self, frame: "dict[str, Any]", fds: "list[int]") -> None:
+        super().__init__(frame)
+        self.mounts, self.leash, self.stdout, self.stderr = fds
+        self.hostname: str = frame["hostname"]
+        self.beforehand: bool = frame["beforehand"]
 
 
 def enter(libc: Libc, order: Order) -> None:
@@ -191,7 +199,7 @@ def bring_up_loopback() -> None:
         fcntl.ioctl(sock, SIOCSIFFLAGS, struct.pack("16sH14x", name, flags | IFF_UP))
 
 
-def mount_own(libc: Libc, order: Order) -> None:
+def mount_own(libc: Libc, order: Confinement) -> None:
     """Views of this fork's own namespaces over those of the shell and the pod, with the same parts hidden."""
     libc.mount("proc", "/proc", "proc", HARMLESS)
     for path in order.masked:
@@ -212,7 +220,7 @@ def mask(libc: Libc, path: str) -> None:
         libc.mount("/dev/null", path, "", MS_BIND)
 
 
-def drop_privileges(libc: Libc, order: Order) -> None:
+def drop_privileges(libc: Libc, order: Confinement) -> None:
     """Becomes the shell's user, with no capability and none to be had, under a filter of its own."""
     for number in range(64):
         try:
@@ -238,6 +246,7 @@ def become_agent(libc: Libc, order: Order, prepared: "agent.Prepared") -> int:
     mount_own(libc, order)
     drop_privileges(libc, order)
     os.chdir(FOLDER)
+    prepared.owns_pages = order.beforehand  # else a job is on its way, which needs the CPU more
     return agent.serve(gate, prepared, socket.socket(fileno=order.leash))
 
 

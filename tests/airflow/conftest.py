@@ -35,14 +35,20 @@ def fernet_key() -> str:
 
 
 @pytest.fixture(scope="session")
-def node() -> Iterator[Node]:
+def usual_node() -> Iterator[Node]:
     """A node for Airflow alone, which runs to the session's end and tries tasks again when it likes."""
     with running() as node:
         yield node
 
 
 @pytest.fixture(scope="session")
-def task_stack(node: Node) -> Iterator[AirflowStack]:
+def node(usual_node: Node) -> Node:
+    """The one that tests speak of."""
+    return usual_node
+
+
+@pytest.fixture(scope="session")
+def task_stack(usual_node: Node) -> Iterator[AirflowStack]:
     """Everything but a scheduler, with the DAGs of ``dags/``."""
     home = Path(tempfile.mkdtemp(prefix="af", dir="/tmp"))
     home.chmod(0o755)
@@ -60,7 +66,11 @@ def task_stack(node: Node) -> Iterator[AirflowStack]:
             "api_auth": {"jwt_secret": canary("jwt")},
             "dag_processor": {"dag_bundle_storage_path": str(storage)},
             "workers": {"min_heartbeat_interval": "2"},
-            "sandbox_runtime": {"image": node.load("task"), "socket_path": node.socket, "autostart": "False"},
+            "sandbox_runtime": {
+                "image": usual_node.load("task"),
+                "socket_path": usual_node.socket,
+                "autostart": "False",
+            },
         },
         database=str(database / "airflow.db"),
     )

@@ -131,3 +131,12 @@ def test_with_both_flags_off_only_two_modules_of_ours_are_imported(run: Run) -> 
     coordinator, ours = done.stdout.splitlines()[-2:]
     assert "_PythonCoordinator" in coordinator
     assert ours == "['aircell_airflow', 'aircell_airflow.hook', 'aircell_airflow.provider_info']"
+
+
+def test_what_a_task_needs_is_imported_before_an_executor_forks_its_workers(run: Run) -> None:
+    code = (
+        "import sys, airflow.sdk.execution_time.supervisor;"
+        "print({'aircell.client', 'aircell_airflow.coordinator', 'aircell_airflow.sandboxed'} - sys.modules.keys())"
+    )
+    done = run(sys.executable, "-c", code, AIRFLOW__SANDBOX_RUNTIME__TASK_EXECUTION_RUNTIME="cri")
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -74,12 +74,17 @@ def known(stack: ParsingStack) -> dict[str, object]:
     }
 
 
-def parsed_again(stack: ParsingStack, name: str) -> bool:
+PARSED = {"file": '"event":"Sandbox ready"', "image": '"kind":"resident"'}
+"""What is logged when a file is about to be parsed, by ``parse_isolation``."""
+
+
+def parsed_again(stack: ParsingStack, name: str, isolation: str) -> bool:
     """The second sandbox of a file is there, so the result of the first was stored."""
-    return stack.parse_log(name).count('"event":"Sandbox ready"') > 1
+    return stack.parse_log(name).count(PARSED[isolation]) > 1
 
 
-def test_a_sandbox_changes_nothing(node: Node) -> None:
+@pytest.mark.parametrize("isolation", PARSED)
+def test_a_sandbox_changes_nothing(node: Node, isolation: str) -> None:
     image = node.load("task")
     with temporary_stack() as stack:
         stack.write("rich.py", RICH)
@@ -91,9 +96,11 @@ def test_a_sandbox_changes_nothing(node: Node) -> None:
         stack.wait_for_error("cycle.py", "Cycle")
         stack.stop()
         stock = known(stack)
-        stack.configure(sandboxed(node.socket, image))
+        stack.configure(sandboxed(node.socket, image, parse_isolation=isolation))
         stack.start()
         for name in ("rich.py", "broken.py", "cycle.py"):
-            wait_until(partial(parsed_again, stack, name), f"a parse of {name} in a sandbox", 120, why=stack.why)
+            wait_until(
+                partial(parsed_again, stack, name, isolation), f"a parse of {name} in a sandbox", 120, why=stack.why
+            )
         stack.stop()
         assert known(stack) == stock

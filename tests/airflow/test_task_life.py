@@ -16,7 +16,7 @@ import yaml
 from tests.airflow.conftest import SANDBOXED, commit
 from tests.support.airflow_stack import AirflowStack, Json, wait_until
 from tests.support.images import archive
-from tests.support.node import Node, processes
+from tests.support.node import Node
 from tests.support.outcomes import supervisor_of, wait_until_begun
 from tests.support.registry import Registry, serving
 
@@ -122,19 +122,14 @@ def test_a_task_marked_failed_while_its_image_is_pulled(
 # --- ending -------------------------------------------------------------------------------------------------------
 
 
-def agents(node: Node) -> list[int]:
-    """The processes 1 of the node's sandboxes."""
-    agents = [pid for pid, command in processes() if "/run/aircell/agent.py" in command]
-    return [pid for pid in agents if node.tag in Path(f"/proc/{pid}/cgroup").read_text()]
-
-
 def test_a_sandbox_that_is_killed(sandboxed_stack: AirflowStack, node: Node) -> None:
-    node.clean()
-    sandboxed_stack.trigger("waits", "killed")
-    wait_until_begun(sandboxed_stack, "waits", "killed", "sleeps")
-    os.kill(min(agents(node)), signal.SIGKILL)
-    assert sandboxed_stack.wait_for_run("waits", "killed", seconds=60) == "failed"
-    text = sandboxed_stack.log_text("waits", "killed", "sleeps")
+    run_id = f"killed-{node.tag}"
+    sandboxed_stack.trigger("waits", run_id)
+    wait_until_begun(sandboxed_stack, "waits", run_id, "sleeps")
+    [made_as] = [each["made_as"] for each in node.ps() if each["labels"].get("aircell.dev/run") == run_id]
+    os.kill(node.agent_pid(made_as), signal.SIGKILL)
+    assert sandboxed_stack.wait_for_run("waits", run_id, seconds=60) == "failed"
+    text = sandboxed_stack.log_text("waits", run_id, "sleeps")
     assert "out of memory" not in text.lower()
     assert "ended from outside the sandbox" in text
     node.clean()
@@ -158,12 +153,13 @@ def test_what_a_task_can_make_its_supervisor_keep_is_bounded(sandboxed_stack: Ai
     assert "it sent a message of 4294967295 bytes" in ended["event"]
 
 
-def test_out_of_memory_is_said_with_its_limit_and_retried(sandboxed_stack: AirflowStack) -> None:
-    assert run(sandboxed_stack, "eats_memory") == "success"
-    assert sandboxed_stack.task_instance("eats_memory", "life", "eats")["try_number"] == 2
-    (line,) = [line for line in ours(sandboxed_stack, "eats_memory", "life", "eats", 1) if line["level"] == "error"]
+def test_out_of_memory_is_said_with_its_limit_and_retried(sandboxed_stack: AirflowStack, node: Node) -> None:
+    where = ("eats_memory", node.tag, "eats")
+    assert run(sandboxed_stack, "eats_memory", node.tag) == "success"
+    assert sandboxed_stack.task_instance(*where)["try_number"] == 2
+    (line,) = [line for line in ours(sandboxed_stack, *where, 1) if line["level"] == "error"]
     assert "memory limit of 512 MiB" in line["event"]
-    assert "Likely out of memory error (OOM)" in sandboxed_stack.log_text("eats_memory", "life", "eats", 1)
+    assert "Likely out of memory error (OOM)" in sandboxed_stack.log_text(*where, 1)
 
 
 def test_nothing_waits_at_the_end(sandboxed_stack: AirflowStack) -> None:

@@ -36,7 +36,7 @@ def _against_floor(lab: Lab, image: str, count: int) -> Iterator[tuple[str, Seri
             launch = jobs.first_line(node.client, wanted)
             taken["cold"].append(launch.milliseconds)
             taken["runc"].append(runc.sample())
-            found = node.answer("inspect", sandbox=launch.sandbox)["sandbox"]
+            found = node.inspect(launch.sandbox)
             lab.served("cold", found)
             steps.note(launch, found["events"])
     yield "request to first line", Series(unit="ms", samples=taken, base="raw CRI")

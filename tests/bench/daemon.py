@@ -35,14 +35,14 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
             stack.enter_context(live(node, count - there, request("sleep", "3600")))
             there = count
             jobs.first_line(node.client, jobs.request("base"))
-            lab.settle(kind, node)
+            lab.settle()
             idle[f"{count} live"] = [_idle(node) for _ in range(lab.samples(full=6, quick=1))]
             memory[f"{count} live"] = [psutil.Process(node.pid).memory_info().rss / 2**20]
-            handover[f"{max(count, 1)} live"] = _handovers(lab, kind, node)
+            handover[f"{max(count, 1)} live"] = _handovers(lab, node)
     yield "resident memory", Series(unit="MiB", samples=memory)
     yield "CPU when idle", Series(unit="% of a CPU", samples=idle)
     yield "hand-over", Series(unit="ms", samples=handover, base="1 live")
-    yield "hand-over by known images", Series(unit="ms", samples=_by_images(lab, kind, node), base="as they are")
+    yield "hand-over by known images", Series(unit="ms", samples=_by_images(lab, node), base="as they are")
 
 
 def _idle(node: Node) -> float:
@@ -52,19 +52,19 @@ def _idle(node: Node) -> float:
     return 100 * (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
 
 
-def _handovers(lab: Lab, kind: str, node: Node) -> list[float]:
+def _handovers(lab: Lab, node: Node) -> list[float]:
     taken = []
     for _ in range(lab.samples(full=100, quick=10)):
-        lab.settle(kind, node)
+        lab.settle()
         taken.append(jobs.first_line(node.client, jobs.request("base")).milliseconds)
     return taken
 
 
-def _by_images(lab: Lab, kind: str, node: Node) -> dict[str, list[float]]:
+def _by_images(lab: Lab, node: Node) -> dict[str, list[float]]:
     """The engine gets many more names, all of one image: what is looked up is the name."""
-    taken = {"as they are": _handovers(lab, kind, node)}
+    taken = {"as they are": _handovers(lab, node)}
     names = [f"localhost/aircell/bench:{number}" for number in range(_TAGS)]
     lab.engine.ctr("images", "tag", reference("base"), *names)
-    taken[f"{_TAGS} more"] = _handovers(lab, kind, node)
+    taken[f"{_TAGS} more"] = _handovers(lab, node)
     lab.engine.ctr("images", "rm", *names)
     return taken

@@ -17,6 +17,8 @@ from airflow.configuration import conf
 from airflow.executors.base_executor import BaseExecutor
 from airflow.executors.local_executor import LocalExecutor, _run_worker
 
+import aircell_airflow.coordinator  # noqa: F401 - as the hook does where Aircell is switched on for a scheduler
+
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecutorWorkload
 

@@ -30,7 +30,7 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
     descriptors: dict[str, list[float]] = {}
     for when, launches in (("early", early), ("late", count - early)):
         _launch(node, launches)
-        lab.settle(kind, node)
+        lab.settle()
         process = psutil.Process(node.pid)
         memory[when] = [process.memory_info().rss / 2**20]
         descriptors[when] = [process.num_fds()]

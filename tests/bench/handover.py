@@ -25,10 +25,10 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
         for kind in lab.kinds:
             if not KINDS[kind].warm and number >= cold:
                 continue
-            lab.settle(kind)
+            lab.settle()
             node = lab.node(kind)
             launch = jobs.first_line(node.client, wanted)
-            found = node.answer("inspect", sandbox=launch.sandbox)["sandbox"]
+            found = node.inspect(launch.sandbox)
             lab.served(kind, found)
             taken[kind].append(launch.milliseconds)
             steps[kind].note(launch, found["events"])

@@ -17,10 +17,16 @@ class Kind:
     """What ``ps`` and ``inspect`` say of such a sandbox."""
     warm: bool = False
     """Ready before it is asked for: a measurement waits until one is."""
+    only: str = ""
+    """The one benchmark that knows it."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of airflow.cfg, in ``[sandbox_runtime]``."""
 
 
 KINDS: Mapping[str, Kind] = {
     "cold": Kind({"warm": {"enabled": False}}, mark={"kind": "cold"}),
-    "one-use": Kind({"warm": {"enabled": True}}, mark={"kind": "warm"}, warm=True),
+    "one-use": Kind({"zygotes": {"enabled": False}}, mark={"kind": "warm"}, warm=True),
+    "zygote": Kind(mark={"kind": "zygote"}, warm=True),
+    "resident": Kind(mark={"kind": "resident"}, warm=True, only="parsing", options={"parse_isolation": "image"}),
 }
-"""The last has the fastest hand-over."""
+"""The last that every benchmark knows is what aircelld does by itself on an engine that can."""

@@ -21,6 +21,7 @@ from tests.support.airflow_stack import AirflowStack
 from tests.support.dockerd import Dockerd
 from tests.support.images import reference
 from tests.support.node import Node, run
+from tests.support.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 STOCK = "stock"
@@ -40,7 +41,7 @@ class Lab(contextlib.ExitStack):
     def __init__(self, effort: Effort) -> None:
         super().__init__()
         self.effort = effort
-        self.kinds = tuple(KINDS)
+        self.kinds = tuple(kind for kind in KINDS if not KINDS[kind].only)
         self._nodes: dict[str, Node] = {}
         self._beside: list[Node] = []
 
@@ -105,9 +106,12 @@ class Lab(contextlib.ExitStack):
             home=home,
             bundles=[{"name": "bench", "classpath": local, "kwargs": {"path": str(bundle)}}],
             config={
-                "core": {"executor": ",".join(ways.values())},
-                # In memory, or the disk decides how fast stock is; and a writer may wait longer than SQLite's 5 s.
-                "database": {"sql_alchemy_conn": f"sqlite:///{self.database}?timeout=60"},
+                # Slots enough that it is the CPU that tasks wait for, and not the scheduler's next turn.
+                "core": {"executor": ",".join(ways.values()), "parallelism": "16"},
+                "database": {
+                    "sql_alchemy_conn": self.database.url("psycopg2"),
+                    "sql_alchemy_conn_async": self.database.url("asyncpg"),
+                },
             },
             environment=environment,
         )
@@ -117,9 +121,12 @@ class Lab(contextlib.ExitStack):
         return stack
 
     @cached_property
-    def database(self) -> Path:
-        """Airflow's."""
-        return self.folder("/dev/shm") / "airflow.db"
+    def database(self) -> Postgres:
+        """Airflow's, in memory, or the disk decides how fast stock is."""
+        postgres = Postgres(self.folder("/dev/shm"))
+        self.callback(postgres.stop)
+        postgres.start()
+        return postgres
 
     @property
     def ways(self) -> Sequence[str]:
@@ -152,14 +159,18 @@ class Lab(contextlib.ExitStack):
         path.chmod(0o755)
         return path
 
-    def settle(self, kind: str, node: Node | None = None) -> None:
-        """Returns once every pool of that kind is full: nothing is being made, and the next job finds one ready.
+    def settle(self) -> None:
+        """Returns once nothing is being made: every pool is full; the next job finds one ready, and the CPU."""
+        for node in self._beside:
+            node.wait_until(functools.partial(_full, node), "the pools are full", _SETTLE_SECONDS)
 
-        On another ``node`` than the kind's own where one is given.
-        """
-        if kind in KINDS and KINDS[kind].warm:
-            node = node or self.node(kind)
-            node.wait_until(functools.partial(_full, node), f"the pools of {kind} are full", _SETTLE_SECONDS)
+    def begun(self, kind: str, image: str) -> bool:
+        """Whether a sandbox of that kind is, or was, ready for a job of that image, where they are made beforehand."""
+        if kind not in KINDS or not KINDS[kind].warm:
+            return True
+        pools = self.node(kind).pools()
+        wanted = (reference(image), KINDS[kind].mark["kind"])
+        return any((pool["ready"] or pool["hits"]) and (pool["image"], pool["kind"]) == wanted for pool in pools)
 
     @staticmethod
     def served(kind: str, sandbox: Mapping[str, Any]) -> None:
@@ -174,7 +185,7 @@ class Lab(contextlib.ExitStack):
 
 def _full(node: Node) -> bool:
     """A shape that nobody has asked for has no pool yet."""
-    return all(pool["ready"] >= pool["target"] for pool in node.answer("pools")["pools"])
+    return all(pool["ready"] >= pool["target"] for pool in node.pools())
 
 
 def _stop(dockerd: Dockerd) -> None:

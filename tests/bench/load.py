@@ -5,8 +5,7 @@ A warm kind is then an aircelld that makes sandboxes beforehand: where they run 
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
+import functools
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -14,17 +13,18 @@ from itertools import count
 
 import psutil
 
-from tests.bench.dags import BATCH
+from tests.bench.dags import BATCH, IMAGES
 from tests.bench.lab import STOCK, Lab
 from tests.bench.results import Series
 from tests.bench.tasks import succeeded
 
 _RUN_SECONDS = 900.0
-_AHEAD = 20
+_AHEAD = 80
 """Unfinished tasks that there always are: several times what the executor runs at a time."""
-_RAMP = 8
-"""Tasks before the clock runs: what was ready beforehand is used up."""
-_PAUSE = 0.5
+_RAMP = 32
+"""Tasks before the clock runs, from when one can find its sandbox ready: twice as many as run at a time, so that none
+is left of those that began before."""
+_PAUSE = 1.0
 """Seconds between two looks."""
 
 
@@ -34,7 +34,7 @@ def burst(lab: Lab) -> Iterator[tuple[str, Series]]:
     for number in range(lab.samples(full=5, quick=1)):
         for way in lab.ways:
             dag_id, run_id = f"burst_{way}", f"burst-{way}-{number}"
-            lab.settle(way)
+            lab.settle()
             lab.airflow.trigger(dag_id, run_id)
             lab.airflow.wait_for_run(dag_id, run_id, _RUN_SECONDS)
             instances = succeeded(lab, dag_id, run_id)
@@ -45,13 +45,13 @@ def burst(lab: Lab) -> Iterator[tuple[str, Series]]:
 
 
 def sustained(lab: Lab) -> Iterator[tuple[str, Series]]:
-    """The way's share of ten minutes in each of several rounds."""
-    rounds = lab.samples(full=4, quick=1)
+    """The way's share of ten minutes in each of two rounds."""
+    rounds = lab.samples(full=2, quick=1)
     rates: dict[str, list[float]] = {way: [] for way in lab.ways}
     costs: dict[str, list[float]] = {way: [] for way in lab.ways}
     for number in range(rounds):
         for way in lab.ways:
-            rate, cost = _Saturation(lab, way, number).window(lab.samples(full=600, quick=10) / rounds)
+            rate, cost = _Saturation(lab, way, number).window(lab.samples(full=600, quick=60) / rounds)
             rates[way].append(rate)
             costs[way].append(cost)
     yield "tasks per second", Series(unit="1/s", samples=rates, base=STOCK)
@@ -63,6 +63,7 @@ class _Saturation:
 
     def __init__(self, lab: Lab, way: str, number: int) -> None:
         self._airflow = lab.airflow
+        self._begun = functools.partial(lab.begun, way, IMAGES[0])
         self._database = lab.database
         self._dag_id = f"batch_{way}"
         self._names = (f"batch-{way}-{number}-{each}" for each in count())
@@ -71,13 +72,17 @@ class _Saturation:
     def window(self, seconds: float) -> tuple[float, float]:
         """Tasks that ended in a second, and CPU seconds of the whole machine for each, Airflow's own included."""
         start = datetime.now(timezone.utc)
-        while self._ended(start) < _RAMP:
+        while not self._begun():
+            self._go_on(start)
+        ramp = self._ended(start) + _RAMP
+        while self._ended(start) < ramp:
             self._go_on(start)
         begin, clock, busy = datetime.now(timezone.utc), time.monotonic(), _busy()
         while time.monotonic() - clock < seconds:
             self._go_on(start)
         ended = self._ended(begin)
         rate = ended / (time.monotonic() - clock)
+        assert ended, f"nothing ended in {seconds:g} s: {self._airflow.component_log('scheduler')[-2000:]}"
         cost = (_busy() - busy) / ended
         self._finish()
         return rate, cost
@@ -89,11 +94,9 @@ class _Saturation:
         time.sleep(_PAUSE)
 
     def _ended(self, since: datetime) -> int:
-        """Read from the database itself: the API server has enough to do."""
-        sql = "select count(*) from task_instance where dag_id = ? and end_date >= ?"
-        with contextlib.closing(sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)) as connection:
-            (count,) = connection.execute(sql, (self._dag_id, f"{since:%Y-%m-%d %H:%M:%S.%f}")).fetchone()
-        return int(count)
+        """Asked of the database itself: the API server has enough to do."""
+        sql = "select count(*) from task_instance where dag_id = '{}' and end_date >= '{}'"
+        return int(self._database.ask(sql.format(self._dag_id, since.isoformat())))
 
     def _finish(self) -> None:
         states = {self._airflow.wait_for_run(self._dag_id, run_id, _RUN_SECONDS) for run_id in self._runs}

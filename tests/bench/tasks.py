@@ -30,7 +30,7 @@ def _legs(lab: Lab, dags: Mapping[str, str], count: int) -> Iterator[tuple[str, 
     taken: dict[str, dict[str, list[float]]] = {leg: {way: [] for way in dags} for leg in LEGS}
     for number in range(count + 1):
         for way, dag_id in dags.items():
-            instance = _run(lab, way, dag_id, f"{dag_id}-{number}")
+            instance = _run(lab, dag_id, f"{dag_id}-{number}")
             if number:  # the first brings the image's files into memory, and makes the shape known
                 if way in KINDS:
                     _check_kind(lab, way, instance["dag_run_id"])
@@ -53,8 +53,8 @@ def succeeded(lab: Lab, dag_id: str, run_id: str) -> Sequence[Json]:
     return instances
 
 
-def _run(lab: Lab, way: str, dag_id: str, run_id: str) -> Json:
-    lab.settle(way)
+def _run(lab: Lab, dag_id: str, run_id: str) -> Json:
+    lab.settle()
     lab.airflow.trigger(dag_id, run_id)
     lab.airflow.wait_for_run(dag_id, run_id)
     (instance,) = succeeded(lab, dag_id, run_id)

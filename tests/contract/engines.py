@@ -16,6 +16,7 @@ from aircell.backends.cri.backend import CriBackend
 from aircell.backends.docker.backend import DockerBackend
 from aircell.daemon.containerd import ManagedContainerd
 from aircell.daemon.containerd_config import ContainerdConfig
+from aircell.daemon.outside import parse_mounts
 from images.build import cache_dir
 from tests.contract.footprint import Footprint, descriptors, footprint
 from tests.support.certificates import Authority
@@ -203,11 +204,17 @@ def free_port() -> int:
 
 
 def move_all_controllers_to_v1() -> None:
-    """crun refuses a hybrid set-up of control groups in which v2 has any controller; systemd leaves it none either."""
+    """crun refuses a hybrid set-up of control groups in which v2 has any controller; systemd leaves it none either.
+
+    One that has moved in another mount namespace only has to be mounted here.
+    """
     root = Path("/sys/fs/cgroup")
-    controllers = root / "unified" / "cgroup.controllers"
-    if not controllers.exists():
+    if not (root / "unified" / "cgroup.controllers").exists():
         return
-    for name in controllers.read_text().split():
+    moving = set((root / "unified" / "cgroup.controllers").read_text().split())
+    rows = [line.split() for line in Path("/proc/cgroups").read_text().splitlines()[1:]]  # cgroups(7)
+    mounted = ",".join(parse_mounts(Path("/proc/self/mountinfo").read_text())).split(",")
+    moving |= {name for name, hierarchy, *_ in rows if hierarchy != "0" and name not in mounted}
+    for name in sorted(moving):
         (root / name).mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "cgroup", "-o", name, "cgroup", str(root / name)], check=True)

@@ -15,10 +15,11 @@ import pytest
 
 from aircell.errors import UnsupportedSpec
 from tests.contract.engines import ENGINES, Engine
+from tests.contract.forks import FORKS, NotAFork
 
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-ENFORCED, REFUSED = "enforced", "refused"
+ENFORCED, REFUSED, NO_FORK = "enforced", "refused", "no fork"
 
 Table = dict[str, dict[str, str]]
 """Field to engine to outcome."""
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "field(name, ...): proves fields of SandboxSpec on an engine, or sees it refuse")
+    config.addinivalue_line("markers", "first_kind(reason): why this cannot be asked of forks of zygotes")
     config.addinivalue_line("markers", "engines: takes minutes on each engine; `just test-engines` runs it")
     config.stash[FOUND] = {}
 
@@ -45,10 +47,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     outcome, result = ENFORCED, None
     try:
         result = yield
+    except NotAFork:
+        outcome = NO_FORK
     except UnsupportedSpec:
         outcome = REFUSED
     engine = cast(Engine, pyfuncitem.callspec.params["engine"]).name
-    if engine not in {known.name for known in ENGINES}:
+    if engine not in {known.name for known in (*ENGINES, FORKS)}:
         return result  # of another's backend the table says nothing
     table = pyfuncitem.config.stash[FOUND] if pyfuncitem.config.getoption(WRITE) else read()
     for field in fields:

@@ -9,8 +9,9 @@ from pydantic import BaseModel
 from aircell.spec import SandboxSpec
 from tests.contract import equivalence
 from tests.contract.engines import ENGINES
+from tests.contract.forks import FORKS
 
-OF_AIRCELLD = {"image", "pull_policy", "python", "preload", "requirements", "startup_timeout"}
+OF_AIRCELLD = {"image", "parse_isolation", "pull_policy", "python", "preload", "requirements", "startup_timeout"}
 """What aircelld itself sees to, on any backend."""
 OF_THE_KERNEL = {"security.apparmor"}
 """Enforced where the node's kernel has it; a table for all nodes cannot say."""
@@ -33,4 +34,4 @@ def test_every_field_has_a_row() -> None:
 
 def test_every_engine_has_a_column() -> None:
     for row in equivalence.read().values():
-        assert list(row) == [engine.name for engine in ENGINES]
+        assert list(row) == [engine.name for engine in (*ENGINES, FORKS)]

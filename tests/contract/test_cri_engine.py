@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,15 +16,18 @@ from aircell.backends.base import LABEL_SANDBOX, Backend
 from aircell.backends.cri.backend import CriBackend
 from aircell.backends.cri.translate import UNKNOWN_EXIT
 from aircell.daemon.containerd import ManagedContainerd
-from aircell.errors import UnsupportedSpec
+from aircell.errors import NotFound, UnsupportedSpec
 from aircell.status import ExitStatus
 from aircell_cri.v1 import api_pb2 as cri
 from tests.contract.engines import CONTAINERDS, RunningContainerd
+from tests.contract.footprint import CGROUPS
+from tests.contract.forks import FORKS
 from tests.contract.harness import Harness, speaking_to
+from tests.contract.test_lifecycle import SLEEP, is_up
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.parametrize("engine", CONTAINERDS, indirect=True, ids=lambda each: each.name),
+    pytest.mark.parametrize("engine", [*CONTAINERDS, FORKS], indirect=True, ids=lambda each: each.name),
 ]
 
 
@@ -39,6 +43,7 @@ async def kill(managed: ManagedContainerd) -> None:
     pytest.fail("containerd was not started again")
 
 
+@pytest.mark.first_kind("its zygote may be lost with the engine: tests/integration/test_zygotes.py")
 async def test_a_sandbox_outlives_the_engine(harness: Harness, engine: RunningContainerd) -> None:
     """Whoever waits hears of its end all the same, be it from before the restart, after it, or from another process."""
     managed = engine.managed
@@ -56,6 +61,7 @@ async def test_a_sandbox_outlives_the_engine(harness: Harness, engine: RunningCo
         await another.close()
 
 
+@pytest.mark.first_kind("its zygote may be lost with the engine: tests/integration/test_zygotes.py")
 async def test_the_end_while_the_engine_is_away(harness: Harness, engine: RunningContainerd) -> None:
     managed = engine.managed
     sandbox = await harness.start("import time; time.sleep(0.7); exit(6)")
@@ -69,6 +75,7 @@ async def test_the_end_while_the_engine_is_away(harness: Harness, engine: Runnin
     assert await waiting == told
 
 
+@pytest.mark.first_kind("aircelld looks at each fork in /proc")
 async def test_wait_where_processes_cannot_be_seen(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in another PID namespace, where the engine's pid means nothing."""
 
@@ -79,6 +86,7 @@ async def test_wait_where_processes_cannot_be_seen(harness: Harness, monkeypatch
     assert (await harness.run("import time; time.sleep(0.3); exit(8)")).exit == ExitStatus(code=8)
 
 
+@pytest.mark.first_kind("a shell is no pod")
 async def test_a_pod_without_a_container_is_listed_and_removed(harness: Harness, engine: RunningContainerd) -> None:
     """What a crash of aircelld between the two calls leaves behind."""
     plan = harness.plan("")
@@ -92,6 +100,20 @@ async def test_a_pod_without_a_container_is_listed_and_removed(harness: Harness,
     assert await harness.backend.sandboxes({}) == []
 
 
+@pytest.mark.first_kind("the pod of a shell is its zygote's")
+async def test_a_prepared_pod_that_has_ended(harness: Harness, engine: RunningContainerd) -> None:
+    plan = harness.plan("")
+    for end in ("StopPodSandbox", "RemovePodSandbox"):
+        pod = await harness.backend.prepare(plan)
+        async with speaking_to(engine.managed) as client:
+            await getattr(client.runtime, end)(getattr(cri, f"{end}Request")(pod_sandbox_id=pod))
+        with pytest.raises(NotFound, match=plan.id):
+            await harness.backend.create(dataclasses.replace(plan, pod=pod))
+        await harness.backend.remove(plan.id)
+    assert await harness.backend.sandboxes({}) == []
+
+
+@pytest.mark.first_kind("a shell is no pod; its labels are among those of test_lifecycle.py")
 async def test_labels_and_annotations_are_the_engines_own(harness: Harness, engine: RunningContainerd) -> None:
     """What ``crictl pods --label`` and ``crictl inspectp`` ask, and ``crictl ps`` and ``inspect`` of the container."""
     labels, annotations = {"aircell.dev/dag": "ärger", "team": "a/b"}, {"note": "grüße"}
@@ -105,6 +127,37 @@ async def test_labels_and_annotations_are_the_engines_own(harness: Harness, engi
     for each in (pod, container):
         assert each.labels == {**labels, LABEL_SANDBOX: sandbox}
         assert each.annotations.items() >= annotations.items()
+
+
+BUSY = "x, y = b'x' * (64 << 20), sum(range(10**7))\n" + SLEEP
+
+
+async def test_crictl_shows_what_the_program_is_and_does(harness: Harness, engine: RunningContainerd) -> None:
+    """The calls of ``crictl ps``, ``stats``, ``inspect`` and ``logs``.
+
+    Of memory and CPU time no containerd tells anything where the tests run, so they are read where it would read them.
+    """
+    sandbox = await harness.start(BUSY)
+    await is_up(harness, sandbox)
+    wanted = {LABEL_SANDBOX: sandbox}
+    async with speaking_to(engine.managed) as client:
+        containers = cri.ListContainersRequest(filter=cri.ContainerFilter(label_selector=wanted))
+        [listed] = (await client.runtime.ListContainers(containers)).containers
+        all_stats = cri.ListContainerStatsRequest(filter=cri.ContainerStatsFilter(label_selector=wanted))
+        [stats] = (await client.runtime.ListContainerStats(all_stats)).stats
+        running = await client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=listed.id))
+        [memory] = CGROUPS.glob(f"memory/**/{listed.id}/memory.usage_in_bytes")
+        [cpu] = CGROUPS.glob(f"cpuacct/**/{listed.id}/cpuacct.usage")
+        used, nanoseconds = int(memory.read_text()), int(cpu.read_text())
+        await harness.backend.stop(sandbox, 20)
+        ended = await client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=listed.id))
+    assert (listed.state, running.status.state) == (cri.CONTAINER_RUNNING, cri.CONTAINER_RUNNING)
+    assert stats.attributes.id == listed.id
+    assert 64 << 20 < used < 128 << 20
+    assert nanoseconds > 3 * 10**7
+    assert (ended.status.state, ended.status.exit_code) == (cri.CONTAINER_EXITED, 7)
+    [line] = Path(running.status.log_path).read_text().splitlines()
+    assert line.endswith(" stdout F up")
 
 
 async def test_no_control_group_is_left(harness: Harness) -> None:
@@ -143,7 +196,8 @@ async def test_info(backend: Backend, engine: RunningContainerd) -> None:
     info = await backend.info()
     assert (info.name, info.api_version) == ("containerd", "v1")
     assert info.version.startswith(engine.kind.major)
-    assert {"runc", "runc-none"} <= set(info.runtime_handlers)
+    assert {"runc", "runc-none", "crun", "crun-none"} <= set(info.runtime_handlers)
+    assert info.user_namespaces == ({"", "runc", "runc-none"} if engine.kind.major == "2.3." else set())
 
 
 async def test_a_device_that_the_node_does_not_have(harness: Harness, engine: RunningContainerd) -> None:

@@ -133,6 +133,7 @@ async def test_what_is_not_a_reference(backend: Backend) -> None:
     assert await backend.image("UPPER CASE") is None
 
 
+@pytest.mark.first_kind("without Python in its image there is no zygote")
 async def test_a_sandbox_from_a_pulled_image(harness: Harness, registry: Registry) -> None:
     harness.image = await harness.backend.pull(registry.reference(), None, ignore)
     sandbox = await harness.start(["/pause"])

@@ -121,7 +121,7 @@ async def test_the_root_is_read_only(harness: Harness) -> None:
 
 
 async def test_the_root_can_be_made_writable(harness: Harness) -> None:
-    security = Security(read_only_root=False, profile="baseline")
+    security = Security(read_only_root=False)
     assert await harness.report(WRITE, user="0", security=security) == [0, 0]
 
 
@@ -150,6 +150,7 @@ print(json.dumps([sum(map(size, masked)), [write(path) for path in read_only if 
     assert set(written) == {errno.EROFS}
 
 
+@pytest.mark.first_kind("a job is a child of its agent: test_zygotes.py asks the same, beside a sibling")
 async def test_only_its_own_processes_are_visible(harness: Harness) -> None:
     program = "import json, os; print(json.dumps([os.getpid(), [p for p in os.listdir('/proc') if p.isdecimal()]]))"
     assert await harness.report(program) == [1, ["1"]]

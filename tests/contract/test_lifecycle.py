@@ -7,16 +7,17 @@ import contextlib
 import dataclasses
 import signal
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from aircell import agent
-from aircell.backends.base import Backend
+from aircell.backends.base import LABEL_SANDBOX, Backend, PodPlan
 from aircell.errors import AircellError, EngineError, NotFound, StartupFailed
 from aircell.spec import Mount
 from aircell.status import ExitStatus
-from tests.contract.harness import Harness
+from tests.contract.harness import Harness, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -185,6 +186,37 @@ async def test_one_id_makes_one_sandbox(harness: Harness) -> None:
     assert [info.id for info in await harness.backend.sandboxes({})] == [plan.id]
 
 
+@pytest.mark.first_kind("the pod of a shell is its zygote's")
+async def test_what_is_prepared_becomes_a_sandbox(harness: Harness) -> None:
+    """Of which the container is its own, as if nothing had been prepared; an engine may have nothing to prepare."""
+    before = harness.plan(SLEEP)
+    pod = await harness.backend.prepare(PodPlan(**{each.name: getattr(before, each.name) for each in fields(PodPlan)}))
+    assert [info.id for info in await harness.backend.sandboxes({})] == ([before.id] if pod else [])
+    program = "import os, time; print(os.getuid(), os.environ['A'], 'up', flush=True); time.sleep(99)"
+    wanted = harness.plan(program, env={"A": "b"}, labels={"aircell.dev/dag": "etl"}, user="7")
+    labels = {**wanted.labels, LABEL_SANDBOX: before.id}
+    plan = dataclasses.replace(wanted, id=before.id, labels=labels, log_dir=before.log_dir, pod=pod)
+    await harness.start_plan(plan)
+    [info] = await harness.backend.sandboxes({})
+    assert (info.id, info.running) == (plan.id, True)
+    assert info.labels.items() >= labels.items()
+    assert [info.id for info in await harness.backend.sandboxes({"aircell.dev/dag": "etl"})] == [plan.id]
+    await is_up(harness, plan.id)
+    await harness.backend.stop(plan.id, 0)
+    assert await harness.finish(plan.id) == Outcome(ExitStatus(signal=signal.SIGKILL), "7 b up\n")
+    await harness.backend.remove(plan.id)
+    assert await harness.backend.sandboxes({}) == []
+
+
+@pytest.mark.first_kind("the pod of a shell is its zygote's")
+async def test_what_is_prepared_and_not_wanted_is_removed(harness: Harness) -> None:
+    plan = harness.plan(SLEEP)
+    await harness.backend.prepare(plan)
+    for _ in range(2):
+        await harness.backend.remove(plan.id)
+        assert await harness.backend.sandboxes({}) == []
+
+
 async def test_a_container_that_cannot_be_made_leaves_nothing(harness: Harness) -> None:
     plan = harness.plan(SLEEP)
     plan = dataclasses.replace(plan, image=dataclasses.replace(plan.image, id="sha256:" + "0" * 64))
@@ -193,6 +225,7 @@ async def test_a_container_that_cannot_be_made_leaves_nothing(harness: Harness) 
     assert await harness.backend.sandboxes({}) == []
 
 
+@pytest.mark.first_kind("the interpreter is its zygote's, which is a sandbox of the first kind")
 async def test_an_interpreter_that_is_not_there(harness: Harness) -> None:
     plan = harness.plan(["no-such-python", "-V"])
     await harness.backend.create(plan)
@@ -200,6 +233,7 @@ async def test_an_interpreter_that_is_not_there(harness: Harness) -> None:
         await harness.backend.start(plan.id)
 
 
+@pytest.mark.first_kind("the interpreter is its zygote's, which is a sandbox of the first kind")
 @pytest.mark.parametrize("content", ["\x7fELF but no more", "#!/no/such/interpreter\n"])
 async def test_an_interpreter_that_cannot_run(harness: Harness, tmp_path: Path, content: str) -> None:
     program = tmp_path / "program"

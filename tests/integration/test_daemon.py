@@ -199,7 +199,7 @@ def test_ps_inspect_and_logs_show_a_sandbox_without_its_secrets(node: Node) -> N
         (row,) = node.ps()
         assert (row["id"], row["role"], row["owner"]["pid"]) == (sandbox.id, "run", os.getpid())
         assert row["labels"]["aircell.dev/test"] == "1"
-        details = node.answer("inspect", sandbox=sandbox.id[:8])["sandbox"]
+        details = node.inspect(sandbox.id[:8])
         assert details["spec"]["env"] == {"TOKEN": ""}
         assert "hush-hush" not in json.dumps(details)
         assert "hush-hush" not in (node.state / "sandboxes" / sandbox.id / "sandbox.json").read_text()

@@ -145,7 +145,7 @@ def test_the_image_of_a_pool_stays(engine: Node, shop: Registry) -> None:
     with engine.client.launch(task) as sandbox:
         assert sandbox.wait(60) == ExitStatus(code=0)
     engine.wait_until(lambda: engine.ps() == [], "the task's sandbox is gone")
-    assert engine.answer("pools")["pools"]
+    assert engine.pools()
     assert prune(engine) == []
     engine.clean(60)  # which ends the pools
     assert prune(engine) == [shop.reference()]

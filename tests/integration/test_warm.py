@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from aircell.client import Sandbox
 from aircell.status import ExitStatus
-from tests.support.jobs import request, text
+from tests.support.jobs import request, slow_to_prepare, text
 from tests.support.node import Node
 
 AIRCELL = str(Path(sys.executable).with_name("aircell"))
@@ -50,22 +51,12 @@ def output(node: Node, *argv: str, **spec: Any) -> tuple[str, str]:
     with launch(node, *argv, **spec) as sandbox:
         printed = text(sandbox.stdout)
         assert sandbox.wait(30) == ExitStatus(code=0)
-        return printed, described(node, sandbox)["kind"]
-
-
-def described(node: Node, sandbox: Sandbox) -> dict[str, Any]:
-    found: dict[str, Any] = node.answer("inspect", sandbox=sandbox.id)["sandbox"]
-    return found
-
-
-def pools(node: Node) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = node.answer("pools")["pools"]
-    return found
+        return printed, node.inspect(sandbox.id)["kind"]
 
 
 def wait_ready(node: Node, count: int = 1, seconds: float = 60) -> None:
     """Returns once so many sandboxes are ready in all pools together."""
-    node.wait_until(lambda: sum(pool["ready"] for pool in pools(node)) == count, f"{count} are ready", seconds)
+    node.wait_until(lambda: sum(pool["ready"] for pool in node.pools()) == count, f"{count} are ready", seconds)
 
 
 def image_id(node: Node, name: str) -> str:
@@ -84,15 +75,15 @@ def test_the_second_task_of_a_kind_finds_a_sandbox_ready(node: Node) -> None:
     with launch(node, "sh", "-c", "echo $$; read line") as sandbox:
         assert sandbox.stdout.recv(10)
         node.wait_state(sandbox.id, "running")
-        found = described(node, sandbox)
+        found = node.inspect(sandbox.id)
         assert (found["kind"], found["made_as"][:5]) == ("warm", "warm-")
         assert found["labels"]["aircell.dev/sandbox"] == sandbox.id
         assert [event["event"] for event in found["events"]] == ["queued", "running"]
         assert sandbox.id in {box["id"] for box in node.ps()}
-        assert node.answer("inspect", sandbox=found["made_as"])["sandbox"]["id"] == sandbox.id
+        assert node.inspect(found["made_as"])["id"] == sandbox.id
         sandbox.requests.sendall(b"\n")
         assert sandbox.wait(20) == ExitStatus(code=0)
-    (pool,) = pools(node)
+    (pool,) = node.pools()
     assert (pool["hits"], pool["misses"]) == (1, 0)
     assert 0 < pool["wait_p50"] < 5
 
@@ -101,10 +92,10 @@ def test_each_is_used_once(node: Node) -> None:
     output(node, "true")
     used = []
     for _ in range(2):
-        node.wait_until(lambda: any(pool["ready"] for pool in pools(node)), "one is ready", 60)
+        node.wait_until(lambda: any(pool["ready"] for pool in node.pools()), "one is ready", 60)
         with launch(node, "sh", "-c", "test ! -e /tmp/mark && touch /tmp/mark") as sandbox:
             assert sandbox.wait(30) == ExitStatus(code=0)
-            used.append(described(node, sandbox))
+            used.append(node.inspect(sandbox.id))
     assert [found["kind"] for found in used] == ["warm", "warm"]
     assert used[0]["made_as"] != used[1]["made_as"]
 
@@ -118,7 +109,7 @@ def test_many_at_once_never_share_one(node: Node) -> None:
             with launch(node, "sh", "-c", f"ls -A /tmp; touch /tmp/{number}; read line") as sandbox:
                 sandbox.requests.sendall(b"\n")
                 assert sandbox.wait(60) == ExitStatus(code=0)
-                found = described(node, sandbox)
+                found = node.inspect(sandbox.id)
                 assert text(sandbox.stdout) == ""
                 return found["made_as"], found["kind"]
 
@@ -135,7 +126,7 @@ def test_one_that_was_killed_is_never_given_a_job(node: Node) -> None:
     os.kill(node.agent_pid(name), signal.SIGKILL)
     with launch(node, "true") as sandbox:
         assert sandbox.wait(30) == ExitStatus(code=0)
-        assert described(node, sandbox)["made_as"] != name
+        assert node.inspect(sandbox.id)["made_as"] != name
 
 
 def test_one_whose_process_for_the_job_was_killed_fails_nobody(node: Node) -> None:
@@ -156,13 +147,14 @@ def test_one_that_dies_while_it_is_given_a_job_fails_nobody(node: Node) -> None:
     os.kill(agent, signal.SIGSTOP)  # it gets its job, and cannot take it
     with launch(node, "cat") as sandbox:
         sandbox.requests.sendall(b"kept")
-        node.wait_until(lambda: described(node, sandbox)["made_as"] == name, "it is being handed over")
+        node.wait_until(lambda: node.inspect(sandbox.id)["made_as"] == name, "it is being handed over")
         os.kill(agent, signal.SIGKILL)
         sandbox.requests.shutdown(1)
         assert text(sandbox.stdout) == "kept"
         assert sandbox.wait(30) == ExitStatus(code=0)
-        found = described(node, sandbox)
-        assert (found["kind"], found["made_as"]) == ("cold", sandbox.id)
+        found = node.inspect(sandbox.id)
+        assert found["kind"] == "cold"
+        assert found["made_as"] != name
 
 
 def test_what_cannot_be_changed_afterwards_is_not_shared(node: Node, tmp_path: Path) -> None:
@@ -196,7 +188,7 @@ def test_late_environment_and_labels_reach_the_job(node: Node) -> None:
     with node.client.launch({**wanted, "role": "task"}) as sandbox:
         assert text(sandbox.stdout) == "yes\n"
         assert sandbox.wait(20) == ExitStatus(code=0)
-        found = described(node, sandbox)
+        found = node.inspect(sandbox.id)
         assert (found["kind"], found["labels"]["team"]) == ("warm", "blue")
 
 
@@ -206,7 +198,7 @@ def test_a_running_job_of_a_warm_sandbox_is_adopted_and_waiting_ones_are_gone(no
     with launch(node, "sh", "-c", "read line; exit 5") as sandbox:
         node.wait_state(sandbox.id, "running")
         wait_ready(node)
-        waiting = warm_names(node) - {described(node, sandbox)["made_as"]}
+        waiting = warm_names(node) - {node.inspect(sandbox.id)["made_as"]}
         node.kill()
         node.start()
         assert [(each["id"], each["kind"]) for each in node.ps()] == [(sandbox.id, "warm")]
@@ -239,24 +231,69 @@ def test_an_idle_aircelld_ends_with_what_is_ready(node: Node) -> None:
 def test_pools_end_when_nobody_wants_them(node: Node) -> None:
     with node.configured(warm={"idle_ttl": 1}):
         output(node, "true")
-        node.wait_until(lambda: not pools(node), "the pool ends", 30)
+        node.wait_until(lambda: not node.pools(), "the pool ends", 30)
         node.wait_until(lambda: not warm_names(node), "what it held is removed")
 
 
+def test_a_refill_has_little_of_the_cpu_time(node: Node) -> None:
+    ordinary: set[int] = set()
+    with node.client.launch(slow_to_prepare()) as sandbox:
+        node.wait_until(lambda: node.cpu_weights(), "the first is being made")
+        ordinary = node.cpu_weights()
+        assert sandbox.wait(30) == ExitStatus(code=0)
+    node.wait_until(lambda: node.cpu_weights() & {12, 128}, "the next is being made")
+    wait_ready(node)
+    node.wait_until(lambda: node.cpu_weights() <= ordinary, "its weight is as any other's")
+
+
+def test_a_drained_pool_is_not_refilled(node: Node) -> None:
+    """Not even by what was to be made when it ended: a refill waits until a job that has just begun is past that."""
+    with launch(node, "sleep", "2"):
+        node.wait_until(lambda: node.pools(), "the pool begins")
+        node.answer("drain")
+        folders = node.state / "sandboxes"
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            assert not list(folders.glob("warm-*"))
+            time.sleep(0.01)
+
+
+BUDGET = 48 * 2**20
+
+
 def test_a_small_budget_is_kept(node: Node) -> None:
-    with node.configured(warm={"min": 4, "memory": "32Mi"}):
+    def is_used_up() -> bool:
+        (pool,) = node.pools()
+        assert pool["memory"] <= BUDGET
+        return bool(pool["ready"] and BUDGET - pool["memory"] < 1.5 * pool["memory"] / pool["ready"])
+
+    with node.configured(warm={"min": 20, "max": 20, "memory": BUDGET}):
         output(node, "true")
-        wait_ready(node, 2)
-        (pool,) = pools(node)
-        assert 0 < pool["memory"] <= 32 * 2**20
+        node.wait_until(is_used_up, "there is no room for another", 60)
+        assert node.pools()[0]["ready"] < 20
         output(node, "true", resources={"pids": 100})
-        assert sum(each["memory"] for each in pools(node)) <= 32 * 2**20
+        assert sum(each["memory"] for each in node.pools()) <= BUDGET
+
+
+def test_what_was_wanted_longest_ago_makes_room(node: Node) -> None:
+    output(node, "true")
+    wait_ready(node)
+    one = node.pools()[0]["memory"]
+    with node.configured(warm={"memory": int(1.6 * one)}):
+        output(node, "true")
+        wait_ready(node)
+        first = warm_names(node)
+        other = {"resources": {"pids": 100}}
+        output(node, "true", **other)
+        node.wait_until(lambda: warm_names(node).isdisjoint(first), "the other's is removed")
+        wait_ready(node)
+        assert output(node, "true", **other)[1] == "warm"
 
 
 def test_switched_off_there_are_none(node: Node) -> None:
     with node.configured(warm={"enabled": False}):
         output(node, "true")
-        assert pools(node) == []
+        assert node.pools() == []
 
 
 def test_another_image_under_the_same_name_ends_the_pool(node: Node) -> None:
@@ -279,6 +316,7 @@ def test_the_list_of_pools(node: Node) -> None:
     output(node, "true")
     wait_ready(node)
     output(node, "true")
+    node.wait_until(lambda: node.pools()[0]["ready"], "another is ready", 60)
     done = subprocess.run([AIRCELL, "pool", "ls", "--socket", node.socket], capture_output=True, text=True, check=True)
     heading, row = done.stdout.splitlines()
     assert heading.split()[:3] == ["POOL", "KIND", "BACKEND"]

@@ -80,7 +80,7 @@ def test_a_job_finds_the_same_walls(node: Node, spec: dict[str, Any], tmp_path: 
     kind, cold = _look(node, wanted)
     assert kind == "cold"
     assert (cold["data"], cold["environment"]["EARLY"], cold["environment"]["LATE"]) == ("content", "1", "2")
-    node.wait_until(lambda: node.answer("pools")["pools"][0]["ready"], "a sandbox is ready", 60)
+    node.wait_until(lambda: node.pools()[0]["ready"], "a sandbox is ready", 60)
     kind, warm = _look(node, wanted)
     assert kind == "warm"
     assert warm == cold
@@ -91,4 +91,4 @@ def _look(node: Node, wanted: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     with node.client.launch(wanted) as sandbox:
         report = text(sandbox.stdout)
         assert sandbox.wait(30) == ExitStatus(code=0)
-        return node.answer("inspect", sandbox=sandbox.id)["sandbox"]["kind"], json.loads(report)
+        return node.inspect(sandbox.id)["kind"], json.loads(report)

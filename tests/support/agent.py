@@ -43,11 +43,14 @@ class Agent:
         runner: str | None = RUNNER,
         preload: Sequence[str] = (),
         mounts: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
         command: Sequence[str] = (PYTHON,),
         env: Mapping[str, str] | None = None,
     ) -> None:
-        shutil.copy(aircell.agent.__file__, run_dir / "agent.py")
-        (run_dir / "agent.json").write_text(json.dumps({"preload": list(preload), "mounts": list(mounts)}))
+        for name in ("agent.py", "import_clock.py"):
+            shutil.copy(Path(aircell.agent.__file__).with_name(name), run_dir)
+        told = {"preload": list(preload), "mounts": list(mounts), **(settings or {})}
+        (run_dir / "agent.json").write_text(json.dumps(told))
         if runner is not None:
             (run_dir / "runner.py").write_text(runner)
         with socket.socket(socket.AF_UNIX) as listener:
@@ -158,6 +161,10 @@ class Worker:
     def errors(self) -> str:
         """All of stderr."""
         return read_all(self.stderr)
+
+    def close(self) -> None:
+        for end in (self.requests, self.stdout, self.stderr, self.logs, self.lifeline, *self.theirs):
+            end.close()
 
 
 def read_all(sock: socket.socket) -> str:

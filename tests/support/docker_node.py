@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ class DockerNode(Node):
             self.dockerd.start()
             self._started = True
         super().start(on_first_use=on_first_use)
+
+    def kill(self) -> None:
+        """SIGKILL; dockerd stays."""
+        self._end(signal.SIGKILL)
 
     def load(self, name: str) -> str:
         if name not in self._loaded:

@@ -44,6 +44,22 @@ def _mounts(wanted: Sequence[Mapping[str, Any]]) -> tuple[Mount, ...]:
     return tuple(Mount.model_validate(mount) for mount in wanted)
 
 
+def slow_to_prepare() -> dict[str, Any]:
+    """A task whose sandbox takes a second to be ready."""
+    runner = "import time\ndef preload(): time.sleep(1)\ndef describe(): return {}\ndef run(*_): pass\n"
+    job = Job(kind="runner", runner=runner)
+    return {**request("true"), "role": "task", "job": job.model_dump(mode="json")}
+
+
+def until(sandbox: Sandbox, said: str) -> None:
+    """Returns once the job has said it on stdout."""
+    heard = b""
+    while said.encode() not in heard:
+        data = sandbox.stdout.recv(4096)
+        assert data, f"stdout ended after {heard!r}"
+        heard += data
+
+
 class Worker:
     """A process of its own that launches a sandbox and can be killed."""
 

@@ -133,7 +133,8 @@ class Node:
             with contextlib.suppress(OSError):
                 mounts = Path(f"/proc/{pid}/mountinfo").read_text()
                 first = "\t1\n" in Path(f"/proc/{pid}/status").read_text().partition("NSpid:")[2]
-                if first and "/run/aircell/agent.py" in command and f"/sandboxes/{sandbox}/run " in mounts:
+                programs = {"/run/aircell/agent.py", "/run/aircell/zygote.py"}  # the second of a fork
+                if first and programs.intersection(command) and f"/sandboxes/{sandbox}/run " in mounts:
                     found.append(pid)
         return found
 
@@ -195,9 +196,18 @@ class Node:
         answer: list[dict[str, Any]] = self.answer("ps", **fields)["sandboxes"]
         return answer
 
+    def inspect(self, sandbox: str) -> dict[str, Any]:
+        """All that is known of a sandbox, also when it has ended."""
+        found: dict[str, Any] = self.answer("inspect", sandbox=sandbox)["sandbox"]
+        return found
+
+    def pools(self) -> list[dict[str, Any]]:
+        answer: list[dict[str, Any]] = self.answer("pools")["pools"]
+        return answer
+
     def history(self, sandbox: str) -> list[dict[str, Any]]:
         """Every event of a sandbox, also when it has ended."""
-        found: list[dict[str, Any]] = self.answer("inspect", sandbox=sandbox)["sandbox"]["events"]
+        found: list[dict[str, Any]] = self.inspect(sandbox)["events"]
         return found
 
     def engine_answers(self) -> bool:
@@ -244,7 +254,7 @@ class Node:
         interfaces = run("ip", "-o", "link", "show", "master", self.bridge, check=False)
         found = {
             "containers": self.ctr("containers", "list", "-q").split(),
-            "snapshots": [line for line in self.ctr("snapshots", "list").splitlines() if line.endswith("Active")],
+            "snapshots": [line for line in self.ctr("snapshots", "list").splitlines() if "Active" in line.split()],
             "mounts": self.mounts(),
             "cgroups": [str(path) for path in self._groups("*/")],
             "folders": [path.name for path in (self.state / "sandboxes").iterdir()],
@@ -254,7 +264,7 @@ class Node:
         }
         return {kind: traces for kind, traces in found.items() if traces}
 
-    def clean(self, seconds: float = 30.0) -> None:
+    def clean(self, seconds: float = 10.0) -> None:
         """Fails unless within ``seconds`` nothing of any sandbox is left, once no more are kept ready."""
         with contextlib.suppress(TimeoutError):
             self.wait_until(lambda: not self._drained(), "nothing is left", seconds)
@@ -304,6 +314,16 @@ class Node:
             for group in sorted(self._groups("**/"), reverse=True):
                 group.rmdir()
             shutil.rmtree(self.root)
+
+    def cpu_weights(self) -> set[int]:
+        """Of the control groups of sandboxes, with which they compete with each other: in ``cpu.shares`` on cgroup v1,
+        and in ``cpu.weight`` on v2."""
+        found: set[int] = set()
+        for group in self._groups("*/"):
+            for name in ("cpu.shares", "cpu.weight"):
+                with contextlib.suppress(OSError):  # has none, or has just been removed
+                    found.add(int((group / name).read_text()))
+        return found
 
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
@@ -364,9 +384,11 @@ def new_node() -> Iterator[Node]:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Node]:
-    """A node with the image ``base``."""
+def running(containerd: str = "") -> Iterator[Node]:
+    """A node with the image ``base``; ``containerd`` is another binary than usual."""
     node = Node()
+    if containerd:
+        node.config["containerd"]["binary"] = containerd
     try:
         node.start()
         node.load("base")

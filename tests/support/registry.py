@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import platform
 import tarfile
 import threading
 import time
@@ -20,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import randbytes
 from typing import Any, Protocol
 
-from aircell.daemon.pause_image import pause_executable
+from aircell.daemon.executables import PAUSE, executable
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -37,9 +36,7 @@ class Image:
     blobs: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        layer = self._describe(
-            LAYER, _tar({"pause": pause_executable(platform.machine()), "random": randbytes(self.size)})
-        )
+        layer = self._describe(LAYER, _tar({"pause": executable(PAUSE), "random": randbytes(self.size)}))
         system = {"architecture": self.architecture, "os": "linux"}
         config = self._describe(CONFIG, {**system, "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}})
         manifest = self._describe(

@@ -50,6 +50,7 @@ def test_connects_before_anything_else_and_then_says_what_it_found(start: Callab
         "facts": {"runner": "test"},
         "preload_errors": {"no_such_module": "ModuleNotFoundError: No module named 'no_such_module'"},
         "from_mounts": [],
+        "spoiled": False,
     }
 
 
@@ -231,6 +232,107 @@ def test_what_the_runner_imports_of_a_mount_is_told(start: Callable[..., Agent],
     runner = "def preload(): import changing\ndef describe(): return {}\n"
     agent = start(runner=runner, mounts=[str(mounted)], env={"PYTHONPATH": str(mounted)})
     assert agent.ready()["from_mounts"] == ["changing"]
+
+
+# --- preload: auto
+
+SLOW = "import time\nend = time.thread_time() + 0.1\nwhile time.thread_time() < end: pass\n"
+"""A module that takes long to import."""
+LOAD = """
+import importlib.machinery, importlib.util, traceback
+loader = importlib.machinery.SourceFileLoader("dag", {path!r})
+spec = importlib.util.spec_from_loader("dag", loader)
+try:
+    loader.exec_module(importlib.util.module_from_spec(spec))
+except Exception:
+    os.write(stderr, traceback.format_exc().encode())
+os.write(stdout, repr((type(sys.modules["slow"].__spec__).__name__, "lazily" in sys.modules)).encode())
+"""
+"""Loads a DAG file as Airflow does."""
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A folder with modules of the image, beside one with those of the DAG's bundle."""
+    image, bundle = tmp_path / "image", tmp_path / "bundle"
+    for folder in (image / "package", bundle):
+        folder.mkdir(parents=True)
+    for name in ("slow", "within", "lazily", "in_task", "package/part", "package/__init__"):
+        (image / f"{name}.py").write_text(SLOW)
+    (image / "slow.py").write_text("import within, time\n" + SLOW)
+    (image / "quick.py").write_text("def load():\n    import lazily\n")
+    (image / "broken.py").write_text(SLOW + "raise ValueError('broken')\n")
+    (bundle / "helper.py").write_text("import package.part\n" + SLOW)
+    dag = "import sys\nsys.path.append({bundle!r})\nimport helper, quick, slow\nquick.load()\nimport broken\n"
+    (bundle / "dag.py").write_text(dag.format(bundle=str(bundle)))
+    return image
+
+
+def test_what_the_loading_of_dag_code_is_slow_to_import_is_told_at_the_end(
+    start: Callable[..., Agent], image: Path
+) -> None:
+    bundle = image.parent / "bundle"
+    agent = start(mounts=[str(bundle)], settings={"learn": True}, env={"PYTHONPATH": str(image)})
+    source = f"import os, sys\n{LOAD.format(path=str(bundle / 'dag.py'))}\nimport in_task"
+    worker = agent.run(source)
+    assert worker.output() == "('ModuleSpec', True)"
+    assert "import_clock" not in worker.errors()
+    frames = [agent.frame(), agent.frame()]
+    exit = ended(code=0)
+    imports = ["package", "package.part", "slow", "lazily"]
+    assert frames == [{"type": "started"}, {"type": "exited", "exit": exit, "imports": imports}]
+
+
+def test_a_job_that_fills_the_page_or_writes_nonsense_there_is_told_of_in_bounds(start: Callable[..., Agent]) -> None:
+    source = """
+import sys
+clock = sys.meta_path[0].clock
+clock.page.write(bytes(range(255, 0, -1)))
+for number in range(10000): clock.note("m" * 1000, 1)
+"""
+    agent = start(settings={"learn": True})
+    worker = agent.run(source)
+    assert worker.output() == ""
+    agent.frame()
+    told = agent.frame()
+    assert told is not None
+    assert told["exit"]["code"] == 0
+    assert len("".join(told["imports"])) <= 4096
+
+
+def test_a_job_that_nobody_learns_from_has_no_clock(start: Callable[..., Agent]) -> None:
+    agent = start()
+    source = "import os, sys\nos.write(stdout, repr('aircell_import_clock' in sys.modules).encode())"
+    worker = agent.run(source)
+    assert worker.output() == "False"
+    assert [agent.frame(), agent.frame()] == [{"type": "started"}, {"type": "exited", "exit": ended(code=0)}]
+
+
+THREADED = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+CAREFUL = """
+import os, threading
+end = threading.Event()
+thread = threading.Thread(target=end.wait, daemon=True)
+thread.start()
+def before_fork():
+    end.set()
+    thread.join()
+os.register_at_fork(before=before_fork)
+"""
+"""Starts a thread and ends it when the process forks, as OpenBLAS does."""
+
+
+@pytest.mark.parametrize(("source", "left_out"), [(THREADED, True), (CAREFUL, False)])
+def test_a_module_that_was_learned_may_start_no_thread_that_a_fork_would_lack(
+    start: Callable[..., Agent], tmp_path: Path, source: str, left_out: bool
+) -> None:
+    (tmp_path / "starts.py").write_text(source)
+    learned = {"learn": True, "learned": ["json.tool", "starts", "no_such_module"]}
+    ready = start(settings=learned, env={"PYTHONPATH": str(tmp_path)}).ready()
+    assert ready["spoiled"] is left_out
+    assert ("starts" in ready["preload_errors"]) is left_out
+    assert "no_such_module" in ready["preload_errors"]
+    assert "json.tool" not in ready["preload_errors"]
 
 
 UNPRIVILEGED = ["setpriv", "--reuid=50000", "--regid=0", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
+import resource
 import signal
+import socket
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -116,3 +121,60 @@ def test_oom_kills_when_no_file_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "MEMORY_FILES", (("/nowhere", "/nowhere"),))
     assert agent.oom_kills() == 0
     assert agent.memory_limit() == "unknown"
+
+
+def faults_of_touching_all_modules(*, after_own_pages: bool) -> int:
+    """Pages that a new fork has to copy when it uses what its modules hold."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        news, _ = socket.socketpair()
+        if after_own_pages:
+            agent.own_pages_until(news)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for module in list(sys.modules.values()):
+            for _ in list(vars(module).values()):
+                pass
+        os.write(writer, str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        return int(file.read())
+
+
+def test_a_waiting_fork_takes_the_pages_that_a_job_would_have_to_wait_for() -> None:
+    plain = faults_of_touching_all_modules(after_own_pages=False)
+    assert faults_of_touching_all_modules(after_own_pages=True) < plain / 4
+
+
+def test_a_fork_whose_job_is_there_takes_no_pages_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Untouchable:
+        @property
+        def __dict__(self) -> NoReturn:  # type: ignore[override]
+            raise AssertionError("touched")
+
+    monkeypatch.setattr(sys, "modules", {"untouchable": Untouchable()})
+    news, worker = socket.socketpair()
+    with news, worker:
+        with pytest.raises(AssertionError, match="touched"):
+            agent.own_pages_until(news)
+        worker.send(b"job")
+        agent.own_pages_until(news)
+
+
+@pytest.mark.parametrize("owns_pages", [True, False])
+def test_a_waiting_fork_takes_pages_where_that_is_wanted(owns_pages: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = agent.Prepared("/nowhere", None, None, {}, lambda _: None)
+    prepared.owns_pages = owns_pages
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(agent, "own_pages_until", lambda _: ours.send(b"taken"))
+        child = os.fork()
+        if child == 0:
+            theirs.close()
+            monkeypatch.setattr(agent.Frames, "receive", lambda _: os._exit(0))
+            agent.run_child(agent.Frames(ours), prepared, None)
+        ours.close()
+        assert theirs.recv(16) == (b"taken" if owns_pages else b"")
+        os.waitpid(child, 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aircell.cli import checks, images, options, output, progress, run, sandboxes
+from aircell.cli import attach, checks, images, options, output, progress, run, sandboxes
 from aircell.cli.checks import Check
 from aircell.errors import InvalidSpec, SandboxLost
 from aircell.status import ExitStatus
@@ -260,3 +260,26 @@ def test_bytecode_is_counted_where_the_interpreter_looks_for_it(tmp_path: Path) 
     assert compiled() == 0
     subprocess.run([*python, "-m", "compileall", "-q", pytest.__file__], check=True)
     assert compiled() == 1
+
+
+# --- the streams of `aircell run`
+
+
+def test_a_stream_that_is_closed_because_the_launch_failed_is_nothing_to_tell_of(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    theirs.close()
+    attach._drain(ours, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_output_that_cannot_be_written_is_told_of_and_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Path("/dev/full").open("wb", buffering=0) as full:
+        theirs.sendall(b"text")
+        attach._drain(ours, full.fileno())
+        with pytest.raises(BrokenPipeError):
+            theirs.sendall(b"more")
+    assert "the command's output cannot be written: No space left on device" in capfd.readouterr().err

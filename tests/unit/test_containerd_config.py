@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import platform
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from pydantic import ValidationError
 from aircell.daemon.cni import CniFolders, find_plugins, write_cni
 from aircell.daemon.containerd import ManagedContainerd
 from aircell.daemon.containerd_config import ContainerdConfig, lacks_sys_resource, render
-from aircell.daemon.pause_image import PAUSE_IMAGE, pause_executable, write_pause_archive
+from aircell.daemon.pause_image import PAUSE_IMAGE, write_pause_archive
 from aircell.errors import EngineUnavailable, InvalidSpec
 
 CONFIG = ContainerdConfig(root="/var/lib/a", state="/run/a")
@@ -170,37 +167,6 @@ def test_the_plugin_that_makes_nothing(tmp_path: Path, command: str) -> None:
 
 
 # --- The pause image ---
-
-
-def test_pause_waits_in_its_system_call(tmp_path: Path) -> None:
-    program = tmp_path / "pause"
-    program.write_bytes(pause_executable(platform.machine()))
-    program.chmod(0o755)
-    process = subprocess.Popen([program])
-    try:
-        end = time.monotonic() + 10
-        number = {"x86_64": "34", "aarch64": "73"}[platform.machine()]
-        while Path(f"/proc/{process.pid}/syscall").read_text().split()[0] != number:
-            assert process.poll() is None
-            assert time.monotonic() < end
-        ticks = os.sysconf("SC_CLK_TCK")
-        used = Path(f"/proc/{process.pid}/stat").read_text().split()[13:15]
-        assert sum(map(int, used)) / ticks < 0.1, "it waits, it does not spin"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_pause_for_another_architecture() -> None:
-    """The header says aarch64; the code was run under qemu-user once: it waits in ppoll."""
-    program = pause_executable("aarch64")
-    assert program[18:20] == (183).to_bytes(2, "little")
-    assert program.hex().endswith("".join(word.to_bytes(4, "little").hex() for word in (0xD4000001, 0x17FFFFF9)))
-
-
-def test_pause_for_an_unknown_architecture() -> None:
-    with pytest.raises(EngineUnavailable, match=r"no built-in pause image for riscv64.*x86_64 and aarch64"):
-        pause_executable("riscv64")
 
 
 def test_pause_archive_is_reproducible(tmp_path: Path) -> None:

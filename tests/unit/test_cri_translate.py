@@ -233,6 +233,12 @@ def test_cgroup_parent() -> None:
     assert translate.cgroup_parent(cri.PodSandboxStatusResponse()) == ""
 
 
+def test_cgroup_of_shell() -> None:
+    info = {"info": json.dumps({"runtimeSpec": {"linux": {"cgroupsPath": "/a/s1/0815"}}})}
+    assert translate.cgroup_of_shell(cri.ContainerStatusResponse(info=info)) == "/a/s1"
+    assert translate.cgroup_of_shell(cri.ContainerStatusResponse()) == ""
+
+
 def test_image_info() -> None:
     image = cri.Image(id="sha256:1", repo_tags=["r/a:1", "r/a:2"], repo_digests=["r/a@sha256:9"], size=5)
     expected = ImageInfo(id="sha256:1", reference="r/a:1", digest="r/a@sha256:9", tags=("r/a:1", "r/a:2"), size=5)
@@ -255,6 +261,8 @@ def test_sandbox_info() -> None:
         image="i",
         exit=ExitStatus(code=2),
     )
+    container.labels["dag"] = "d"
+    assert translate.sandbox_info(pod, container, None).labels == {**LABELS, "dag": "d"}, "of a prepared pod"
     half = SandboxInfo("s1", "p", running=False, created_at=1.5, labels=LABELS, annotations={"note": "n"})
     assert translate.sandbox_info(pod, None, None) == half
 

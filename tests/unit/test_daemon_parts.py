@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,12 +18,13 @@ from aircell.daemon.channels import Channels
 from aircell.daemon.concurrency import never, race, settle
 from aircell.daemon.folder import Folder
 from aircell.daemon.logs import JsonFormatter
+from aircell.daemon.operations import Call
 from aircell.daemon.owner import Owner
 from aircell.daemon.record import Record, Sandbox, Stopped
 from aircell.daemon.registry import Registry
 from aircell.daemon.shape import Shape
 from aircell.errors import EngineError, InvalidSpec, NotFound
-from aircell.spec import Job, LaunchRequest, SandboxSpec
+from aircell.spec import Job, LaunchRequest, Model, SandboxSpec
 from aircell.status import ExitStatus, ImageInfo
 
 
@@ -144,7 +147,7 @@ async def test_a_record_is_read_back_and_a_broken_one_is_none(tmp_path: Path) ->
     folder = Folder(tmp_path / "task-1")
     assert folder.load() is None
     request = LaunchRequest(spec=SandboxSpec(image="i"), job=Job(kind="runner", runner="x = 1"))
-    await folder.make(record(), Shape.of(request, ImageInfo(id="1", reference="i"), (), uid=0))
+    await folder.make(record(), Shape.of(request, ImageInfo(id="1", reference="i"), (), uid=0), shell=False)
     assert folder.load() is not None
     folder.save(record(handed_over=True))
     assert (folder.load() or record()).handed_over
@@ -185,3 +188,20 @@ def test_a_json_log_line_is_one_object_with_its_traceback() -> None:
     line = json.loads(JsonFormatter().format(entry))
     assert (line["level"], line["logger"], line["message"]) == ("error", "x", "it broke")
     assert line["exception"].endswith("ValueError: wrong")
+
+
+# --- what a sandbox that lives for long costs
+
+
+def test_a_call_does_not_keep_what_it_asked_for() -> None:
+    class Asked(Model):
+        what: str
+
+    call = Call({"op": "launch", "what": "much"}, fds=[], pid=1, uid=0)
+    assert call.take(Asked) == Asked(what="much")
+    assert not call.message
+
+
+def test_no_http_client_is_imported_before_a_registry_is_asked() -> None:
+    code = "import sys; import aircell.daemon.main, aircell.backends.cri.backend; sys.exit('aiohttp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

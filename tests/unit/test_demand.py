@@ -41,3 +41,12 @@ def test_what_was_wanted_long_ago_is_forgotten_first_the_many_then_all() -> None
     assert not wanted.over(102.0)
     assert wanted.target(191.0) == 0
     assert wanted.over(191.0)
+
+
+def test_a_single_job_has_a_head_start_and_one_of_many_has_none() -> None:
+    wanted = demand()
+    wanted.note(10.0, refill_seconds=3.0)
+    assert wanted.head_start(10.0) > wanted.head_start(10.1) > 0
+    assert wanted.head_start(11.0) == 0
+    wanted.note(11.0, refill_seconds=3.0)
+    assert wanted.head_start(11.0) == 0

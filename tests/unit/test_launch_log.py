@@ -52,7 +52,7 @@ def test_a_pull_is_mentioned_at_once_and_then_now_and_again(log: LaunchLog, line
 
 
 def test_an_image_with_its_digest(log: LaunchLog, lines: Lines) -> None:
-    for event in ({"event": "queued"}, {"event": "starting"}, {"event": "running", "kind": "cold"}):
+    for event in ({"event": "queued"}, {"event": "starting"}, {"event": "running", "kind": "zygote"}):
         log.event({**event, "at": 1.0})
     log.event({"event": "creating", "image": "team/etl:7", "digest": "team/etl@sha256:1"})
     fields = {"image": "team/etl:7", "digest": "team/etl@sha256:1", "logger": "aircell"}
@@ -61,7 +61,13 @@ def test_an_image_with_its_digest(log: LaunchLog, lines: Lines) -> None:
 
 def test_a_sandbox_that_was_ready_and_what_it_lacks(log: LaunchLog, lines: Lines) -> None:
     log.event(
-        {"event": "running", "kind": "warm", "digest": "sha256:1", "preload_errors": {"pandas": "no such module"}}
+        {
+            "event": "running",
+            "kind": "warm",
+            "ready": True,
+            "digest": "sha256:1",
+            "preload_errors": {"pandas": "no such module"},
+        }
     )
     assert lines == [
         ("info", "A sandbox was ready", {"kind": "warm", "digest": "sha256:1", "logger": "aircell"}),

@@ -39,6 +39,7 @@ def test_the_defaults_of_a_spec_are_permitted_by_the_defaults_of_a_policy() -> N
         ({"security": {"seccomp": "localhost/x.json"}}, {}, "policy.seccomp"),
         ({"security": {"apparmor": "unconfined"}}, {}, "policy.apparmor"),
         ({"runtime_handler": "runsc"}, {"runtime_handlers": ["runc"]}, "policy.runtime_handlers"),
+        ({"parse_isolation": "image"}, {"parse_isolations": ["file"]}, "policy.parse_isolations"),
         ({"cgroup_parent": "/team"}, {}, "policy.cgroup_parents"),
         ({"devices": ["nvidia.com/gpu=0"]}, {}, "policy.devices"),
         ({"annotations": {"run.oci.handler": "krun"}}, {}, "policy.annotations"),

@@ -63,6 +63,7 @@ def test_settings_of_an_untouched_airflow(write: Write) -> None:
             ("resources", "memory"): Said("2Gi", where + "memory"),
             ("resources", "pids"): Said("512", where + "pids"),
             ("security", "profile"): Said("restricted", where + "security_profile"),
+            ("parse_isolation",): Said("file", where + "parse_isolation"),
             ("security", "seccomp"): Said("runtime-default", where + "seccomp"),
             ("security", "read_only_root"): Said(True, where + "read_only_root"),
             ("startup_timeout",): Said("60", where + "startup_timeout"),

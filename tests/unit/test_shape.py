@@ -13,7 +13,13 @@ from aircell.status import ImageInfo
 
 IMAGE = ImageInfo(id="sha256:1", reference="team/etl:7", digest="team/etl@sha256:2")
 RUNNER = Job(kind="runner", runner="x = 1")
-LATE: dict[str, Any] = {"labels": {"team": "blue"}, "pull_policy": "always", "startup_timeout": 5, "stop_grace": 1}
+LATE: dict[str, Any] = {
+    "labels": {"team": "blue"},
+    "pull_policy": "always",
+    "startup_timeout": 5,
+    "stop_grace": 1,
+    "parse_isolation": "image",  # which is of parses alone, see below
+}
 OTHERS: dict[str, Any] = {
     "image": "team/etl:8",
     "registry_credentials": "team",
@@ -57,6 +63,14 @@ def test_what_a_sandbox_gets_with_its_job_makes_no_difference(name: str) -> None
     assert shape(**{name: LATE[name]}) == shape()
 
 
+def test_only_parses_share_a_sandbox_and_with_nobody_who_wants_his_own() -> None:
+    parse: dict[str, Any] = {"request": {"role": "parse"}}
+    together, apart = shape(parse_isolation="image", **parse), shape(**parse)
+    assert (together.shared, apart.shared, shape(parse_isolation="image").shared) == (True, False, False)
+    assert together != apart
+    assert apart == shape()
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_cannot_be_changed_afterwards_makes_another_shape(name: str) -> None:
     assert shape(**{name: OTHERS[name]}) != shape()
@@ -75,6 +89,22 @@ def test_another_image_runner_backend_or_user_is_another_shape() -> None:
         shape(uid=50001),
     ]
     assert len({*others, shape()}) == 5
+
+
+PODS = {"network", "dns", "security", "runtime_handler", "cgroup_parent", "annotations"}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_a_pod_is_made_with_makes_another_pod(name: str) -> None:
+    """Credentials are no part of it, but say whom it may serve."""
+    other = shape(**{name: OTHERS[name]})
+    assert (other.pod != shape().pod) == (name in PODS or name == "registry_credentials")
+
+
+def test_pods_are_of_one_tenant_and_one_backend() -> None:
+    others = [shape(), shape(uid=50001), shape(request={"backend": "docker"})]
+    assert len({each.pod for each in others}) == 3
+    assert shape(found=ImageInfo(id="sha256:other", reference="x")).pod == shape().pod
 
 
 def test_a_mount_is_what_lies_there_now(tmp_path: Path) -> None:

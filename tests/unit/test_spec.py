@@ -36,6 +36,7 @@ def test_defaults_are_the_restricted_standard() -> None:
         "runtime_handler": None,
         "cgroup_parent": None,
         "devices": (),
+        "parse_isolation": "file",
         "labels": {},
         "annotations": {},
         "startup_timeout": 60.0,

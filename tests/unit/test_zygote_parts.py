@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from aircell import zygote
 from aircell.backends.base import IdRange
 from aircell.backends.cri import translate
 from aircell.backends.cri.translate import Placement
@@ -77,17 +80,18 @@ def test_a_shell_differs_from_a_sandbox_in_its_users_and_what_is_hidden_of_proc_
 
 def test_the_order_for_a_fork() -> None:
     shm = Mount(source="/x", target="/dev/shm", read_only=False)
-    order = fork_order(replace(plan(SPEC), mounts=[shm]), SHELL, IDS)
+    order = fork_order(replace(plan(SPEC), mounts=[shm]), SHELL, IDS, beforehand=True)
     assert order.pop("masked")[:2] == ["/proc/acpi", "/proc/asound"]
     assert order.pop("read_only")[0] == "/proc/bus"
     assert order == {
-        "hostname": "s1", "own_network": True, "own_shm": True, "uid": 50000, "gid": 0, "groups": [0, 7],
+        "beforehand": True, "hostname": "s1",
+        "own_network": True, "own_shm": True, "uid": 50000, "gid": 0, "groups": [0, 7],
     }  # fmt: skip
 
 
 def test_an_id_of_the_node_is_never_given_to_a_fork() -> None:
     with pytest.raises(StartupFailed, match="not its own"):
-        fork_order(plan(SPEC), replace(SHELL, uids=frozenset({0})), IDS)
+        fork_order(plan(SPEC), replace(SHELL, uids=frozenset({0})), IDS, beforehand=True)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +172,19 @@ def test_ranges_do_not_overlap_whatever_is_in_use() -> None:
     assert free_range(config, [across]) == IdRange(2**20 + 2 * 2**16)
     with pytest.raises(EngineError, match=r"zygotes\.max"):
         free_range(config, [across, IdRange(2**20 + 2 * 2**16)])
+
+
+@pytest.mark.parametrize("beforehand", [True, False])
+def test_a_fork_for_which_a_job_waits_copies_no_pages_first(beforehand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs an engine is left out; ``tests/contract/test_zygotes.py`` has that."""
+    agent = vars(zygote)["agent"]  # its own, by its path
+    leash, _ = socket.socketpair()
+    for name in ("enter", "mount_own", "drop_privileges"):
+        monkeypatch.setattr(zygote, name, lambda *_: None)
+    told: list[bool] = []
+    monkeypatch.setattr(agent, "connect", lambda _: SimpleNamespace(receive=lambda: ({}, [])))
+    monkeypatch.setattr(agent, "serve", lambda _, prepared, *__: told.append(prepared.owns_pages))
+    order = SimpleNamespace(beforehand=beforehand, leash=leash.detach())
+    prepared = agent.Prepared("", None, None, {}, None)
+    zygote.become_agent(None, order, prepared)  # type: ignore[arg-type]
+    assert told == [beforehand]

@@ -56,19 +56,15 @@ class IdRange:
     length: int = 2**16
 
 
-@dataclass(frozen=True)
-class SandboxPlan:
-    """All that a backend needs: the spec, and what aircelld decided around it."""
+@dataclass(frozen=True, kw_only=True)
+class PodPlan:
+    """What a backend needs for as much of a sandbox as can be made before its container."""
 
     id: str
     """Ours, unique, a valid file name and DNS label."""
     spec: SandboxSpec
-    image: ImageInfo
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    """Complete: nothing of ``spec.env`` is to be added."""
-    mounts: Sequence[Mount]
-    """Complete: the run folder, the scratch folder, the spec's and the worker's; sources are paths of the node."""
+    """Of what is made before the container, only ``network``, ``dns``, ``runtime_handler``, ``cgroup_parent``,
+    ``security`` and ``annotations`` may make a difference."""
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
     log_dir: str
@@ -76,9 +72,26 @@ class SandboxPlan:
     where its engine lets it choose."""
     ids: IdRange | None = None
     """Ids of its user namespace; None is the node's own namespace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxPlan(PodPlan):
+    """All that a backend needs: the spec, and what aircelld decided around it."""
+
+    image: ImageInfo
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    """Complete: nothing of ``spec.env`` is to be added."""
+    mounts: Sequence[Mount]
+    """Complete: the run folder, the scratch folder, the spec's and the worker's; sources are paths of the node."""
+    pod: str = ""
+    """What :meth:`Backend.prepare` has made of it already, by the word that it returned; empty when nothing."""
     within: str = ""
     """The sandbox whose pod this one joins, as a shell: what is forked into it brings a /proc of its own, so the
     engine's is bare. Only with the same ``ids``, and where ``EngineInfo.user_namespaces`` has the handler."""
+    bare_proc: bool = False
+    """What is forked in it brings a /proc of its own, for which the kernel wants that the engine's is bare. Only with
+    ``ids``."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +159,18 @@ class Backend(abc.ABC):
     async def image_folder(self) -> str:
         """Where on the node the engine keeps images: a folder whose file system they fill."""
 
+    async def prepare(self, plan: PodPlan) -> str:
+        """Makes what there can be of a sandbox without its container, and returns what ``SandboxPlan.pod`` is to be
+        when ``create`` makes the rest, with the same id and a spec that differs only where it makes no difference;
+        labels may be others. Optional: this one, for an engine where a sandbox is one thing, makes nothing and returns
+        "". ``sandboxes`` lists it, ``remove`` removes it. Raises UnsupportedSpec or EngineError."""
+        return ""
+
     @abc.abstractmethod
     async def create(self, plan: SandboxPlan) -> None:
         """Makes the sandbox and its one container, without starting it. When it raises, nothing is left behind
-        that ``remove(plan.id)`` does not remove. Raises UnsupportedSpec or EngineError."""
+        that ``remove(plan.id)`` does not remove. Raises UnsupportedSpec or EngineError, and NotFound when what was
+        prepared has ended."""
 
     @abc.abstractmethod
     async def start(self, sandbox: str) -> None:

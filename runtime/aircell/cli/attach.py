@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -92,11 +93,20 @@ def _read_some(fd: int) -> bytes:
 
 def _drain(sock: socket.socket, fd: int) -> None:
     """Until end of file there. When it cannot be written here, whoever writes there learns it as with any pipe."""
-    try:
-        while data := memoryview(sock.recv(_CHUNK)):
+    while data := memoryview(_receive_some(sock)):
+        try:
             while data:
                 data = data[os.write(fd, data) :]
-    except OSError as error:
-        sock.shutdown(socket.SHUT_RD)
-        if not isinstance(error, BrokenPipeError):
-            output.note(f"the command's output cannot be written: {error.strerror}")
+        except OSError as error:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                sock.shutdown(socket.SHUT_RD)
+            if not isinstance(error, BrokenPipeError):
+                output.note(f"the command's output cannot be written: {error.strerror}")
+            return
+
+
+def _receive_some(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(_CHUNK)
+    except OSError:  # the launch has failed, of which another tells
+        return b""

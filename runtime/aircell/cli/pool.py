@@ -12,7 +12,7 @@ from aircell.cli.options import client
 
 app = typer.Typer(help="Sandboxes that are kept ready for the next job of their kind.", no_args_is_help=True)
 
-_COLUMNS = ["POOL", "KIND", "BACKEND", "IMAGE", "READY", "HITS", "MISSES", "P50", "P95", "MEMORY"]
+_COLUMNS = ["POOL", "KIND", "BACKEND", "IMAGE", "READY", "PODS", "HITS", "MISSES", "P50", "P95", "MEMORY"]
 
 
 @app.command()
@@ -36,7 +36,7 @@ def row(pool: Mapping[str, Any]) -> list[str]:
     return [
         *(pool["shape"], pool["kind"], pool["backend"], pool["image"]),
         f"{pool['ready']}/{pool['target']}",
-        *(str(pool["hits"]), str(pool["misses"])),
+        *(str(pool["pods"]), str(pool["hits"]), str(pool["misses"])),
         *(_milliseconds(pool["wait_p50"]), _milliseconds(pool["wait_p95"])),
         output.size(pool["memory"]),
     ]

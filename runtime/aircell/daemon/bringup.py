@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from aircell.backends.base import LABEL_ZYGOTE, Backend, SandboxPlan
-from aircell.daemon.concurrency import end, settle
-from aircell.daemon.folder import Folder
-from aircell.daemon.gate import Gate
-from aircell.daemon.processes import background
+from aircell.backends.base import LABEL_SANDBOX, LABEL_ZYGOTE, Backend, SandboxPlan
+from aircell.daemon.concurrency import end, settle, together
+from aircell.daemon.folder import SHELL_PROGRAM, Folder
+from aircell.daemon.gate import Gate, ListeningGate
+from aircell.daemon.processes import Priority, prioritized
 from aircell.daemon.record import Record
 from aircell.daemon.requirements import with_paths
 from aircell.daemon.shape import Shape
 from aircell.daemon.zygote import Zygote
+from aircell.deadlines import within
 from aircell.errors import AircellError, StartupFailed
 from aircell.policy import Policy
 from aircell.spec import RUN_DIR, SCRATCH_DIR
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 LAST_WORDS = 0.05
 """Seconds for what an agent wrote to the gate just before it ended."""
+
+_PROGRAMS = {"zygote": "zygote.py", "resident": "resident.py"}
+"""The first process by role, where it is not the agent."""
 
 
 @dataclass
@@ -43,10 +47,12 @@ class BringUp:
     policy: Policy
     publish: Callable[..., None]
     """Told each state that it comes to, and facts about it."""
-    in_background: bool = False
-    """Nobody waits for it."""
+    beforehand: bool = False
+    """Nobody waits for it yet."""
     zygote: Zygote | None = None
     """It becomes a fork of this one."""
+    pod: str = ""
+    """It is made of what is prepared already, by the backend's word for that."""
 
     async def run(self) -> Gate:
         """The gate at which its agent waits. Raises AircellError, and OSError of the node's own disk."""
@@ -55,14 +61,14 @@ class BringUp:
     async def _start(self) -> Gate:
         image = self.shape.image
         self.publish(State.CREATING, image=image.reference, digest=image.digest)
-        await settle(self.folder.make(self.record, self.shape))
-        gate = Gate(self.folder.gate)
+        plan = self._plan()
+        pod, _ = await together(self._prepared(plan), self._folder_made())
+        gate = ListeningGate(self.folder.gate)
         try:
-            plan = self._plan()
-            await settle(self.backend.create(plan))
+            await settle(self.backend.create(dataclasses.replace(plan, pod=pod)))
             self.publish(State.STARTING)
             await settle(self.backend.start(self.record.made_as))
-            uid = await self._unless_dead(self.zygote.fill(gate, plan) if self.zygote else self._agent_ready(gate))
+            uid = await self._unless_dead(self._agent_ready(gate, plan))
             if uid == 0 and not self.policy.root:
                 raise self.policy.root_refused(self.shape.spec.user)
         except BaseException:
@@ -70,16 +76,32 @@ class BringUp:
             raise
         return gate
 
-    async def _agent_ready(self, gate: Gate) -> int:
-        """Its uid on the node."""
+    async def _folder_made(self) -> None:
+        await self.folder.make(self.record, self.shape, shell=self.zygote is not None)
+
+    async def _prepared(self, plan: SandboxPlan) -> str:
+        return self.pod if self.pod or self.zygote else await self.backend.prepare(plan)
+
+    async def _agent_ready(self, gate: ListeningGate, plan: SandboxPlan) -> int:
+        """Its uid: on the node, or as the image has it where the sandbox has ids of its own."""
+        if self.zygote:
+            return await self.zygote.fill(gate, plan, beforehand=self.beforehand)
         await gate.connected()
-        with background(gate.peer_pid()) if self.in_background else contextlib.nullcontext():
+        with prioritized(gate.peer_pid(), self.record.made_as, self._priority):
             await gate.ready()
         return gate.peer_uid()
 
+    @property
+    def _priority(self) -> Priority:
+        """Of its imports. Those of a zygote and of a resident come first: where cold starts take all of the CPU, it is
+        they that end this."""
+        if self.record.role in _PROGRAMS:
+            return "most"
+        return "low" if self.beforehand else "ordinary"
+
     async def _in_time(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         try:
-            return await asyncio.wait_for(work, seconds)
+            return await within(seconds, work)
         except asyncio.TimeoutError as error:
             raise StartupFailed(
                 f"the sandbox was not ready within {seconds:g} s.",
@@ -116,17 +138,19 @@ class BringUp:
 
     def _plan(self) -> SandboxPlan:
         spec, zygote = self.shape.spec, self.zygote
-        program = "zygote.py" if self.record.ids else "agent.py"
+        labels = {**self.record.labels, LABEL_SANDBOX: self.record.made_as}
+        program = _PROGRAMS.get(self.record.role, "agent.py")
         return SandboxPlan(
             id=self.record.made_as,
             spec=spec,
             image=self.shape.image,
-            argv=(spec.python, "-IS", f"{RUN_DIR}/shell.py") if zygote else (spec.python, f"{RUN_DIR}/{program}"),
+            argv=(f"{RUN_DIR}/{SHELL_PROGRAM}",) if zygote else (spec.python, f"{RUN_DIR}/{program}"),
             env={"HOME": SCRATCH_DIR, **with_paths(spec)},
             mounts=(*self.folder.mounts(spec), *self.shape.mounts),
-            labels={**self.record.labels, LABEL_ZYGOTE: zygote.id} if zygote else self.record.labels,
+            labels={**labels, LABEL_ZYGOTE: zygote.id} if zygote else labels,
             annotations=spec.annotations,
             log_dir=str(self.folder.log),
             ids=zygote.ids if zygote else self.record.ids,
             within=zygote.id if zygote else "",
+            bare_proc=self.record.role == "resident" and self.record.ids is not None,
         )

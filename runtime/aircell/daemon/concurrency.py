@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 async def race(work: Coroutine[Any, Any, T], *interruptions: Coroutine[Any, Any, NoReturn]) -> T:
@@ -39,6 +40,16 @@ async def settle(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.gather(task, return_exceptions=True)
         raise
+
+
+async def together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """What the two return, which run at the same time. When one raises, or this is cancelled, neither is left half
+    done: see :func:`settle`."""
+    both = asyncio.ensure_future(settle(first)), asyncio.ensure_future(settle(second))
+    try:
+        return await asyncio.gather(*both)
+    finally:
+        await asyncio.wait(both)
 
 
 async def readable(fd: int) -> None:

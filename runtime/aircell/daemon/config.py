@@ -68,8 +68,10 @@ class WarmSettings(Model):
     enabled: bool = True
     min: Annotated[int, Field(ge=0)] = 1
     """Of each shape that is in use: at least so many."""
-    max: Annotated[int, Field(ge=1)] = 4
+    max: Annotated[int, Field(ge=0)] = 4
     """Of each shape: at most so many, however many are wanted at a time."""
+    pods: Annotated[int, Field(ge=0)] = 2
+    """Of each kind of pod that no zygote makes needless: so many are prepared for cold starts."""
     idle_ttl: Annotated[float, Field(gt=0)] = 600.0
     """Seconds after which what nobody has wanted ends."""
     memory: Size = 2**30
@@ -108,6 +110,24 @@ class ZygoteSettings(Model):
     """Zygotes at a time, those included that only wait for their last fork to end."""
 
 
+class ResidentSettings(Model):
+    """When a resident, in whose forks files are parsed, gives way to a new one."""
+
+    files: Annotated[int, Field(gt=0)] = 10_000
+    """After so many forks."""
+    seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """After so long."""
+    growth: Annotated[float, Field(gt=1)] = 2.0
+    """Once it has so many times the memory that it had when it was ready."""
+
+
+class TracingSettings(Model):
+    """OpenTelemetry spans of each launch."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """Where an OTLP/HTTP receiver takes traces, such as http://127.0.0.1:4318/v1/traces; None sends none."""
+
+
 class Config(Model):
     """Everything that one aircelld needs to know."""
 
@@ -135,11 +155,13 @@ class Config(Model):
     warm: WarmSettings = WarmSettings()
     image_gc: ImageGcSettings = ImageGcSettings()
     zygotes: ZygoteSettings = ZygoteSettings()
+    residents: ResidentSettings = ResidentSettings()
     reap_interval: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between two searches for leftovers."""
     idle_exit: Annotated[float, Field(gt=0)] | None = None
     """End after so many seconds without a sandbox or a client; None means never."""
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="after")
     def _fits(self) -> Config:

@@ -18,6 +18,7 @@ from aircell.daemon import orphans
 from aircell.daemon.cni import address_folder, remove_bridge, write_cni
 from aircell.daemon.containerd_config import ContainerdConfig, installed_runtimes, lacks_sys_resource, render
 from aircell.daemon.pause_image import PAUSE_IMAGE, write_pause_archive
+from aircell.deadlines import within
 from aircell.errors import EngineError, EngineUnavailable, InvalidSpec
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class ManagedContainerd:
         """Imports an OCI or docker archive under the names that it carries. Raises EngineError."""
         await self._ctr("images", "import", "--snapshotter", self.config.snapshotter, str(archive))
         try:
-            await asyncio.wait_for(self._seen_by_cri(), _START_TIMEOUT)
+            await within(_START_TIMEOUT, self._seen_by_cri())
         except asyncio.TimeoutError as error:
             raise EngineError(f"containerd imported {archive} but does not show it, see {self.log}.") from error
 
@@ -237,7 +238,7 @@ class ManagedContainerd:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
+            await within(_STOP_TIMEOUT, process.wait())
         except asyncio.TimeoutError:
             logger.error("containerd did not end in %.0f s; killing it", _STOP_TIMEOUT)
             process.kill()
@@ -250,7 +251,7 @@ async def _run(argv: list[str], *, timeout: float) -> str:
         *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        output, errors = await asyncio.wait_for(process.communicate(), timeout)
+        output, errors = await within(timeout, process.communicate())
     except asyncio.TimeoutError as error:
         raise EngineError(f"`{' '.join(argv)}` took more than {timeout:.0f} s.") from error
     finally:

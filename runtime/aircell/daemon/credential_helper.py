@@ -14,6 +14,7 @@ import signal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aircell.backends.base import RegistryAuth
+from aircell.deadlines import within
 from aircell.errors import CredentialsUnavailable, InvalidSpec
 from aircell.reference import DOCKER_HUB
 
@@ -74,7 +75,7 @@ async def _run(program: str, address: str, wanted: str) -> tuple[int, bytes]:
             hint="Install that credential helper where aircelld's PATH finds it, or name another in the credentials.",
         ) from error
     try:
-        answer, _ = await asyncio.wait_for(process.communicate(address.encode()), _SECONDS)
+        answer, _ = await within(_SECONDS, process.communicate(address.encode()))
     except asyncio.TimeoutError as error:
         raise CredentialsUnavailable(
             f"{wanted} cannot be had: {program} did not answer within {_SECONDS:g} s.",

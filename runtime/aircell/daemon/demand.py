@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from aircell.daemon.config import WarmSettings
 
 _SHORTEST = 1.0
+_HEAD_START = 0.2
+"""Seconds for which a single job has the node's CPU to itself before the next sandbox is made behind it."""
 
 
 @dataclass
@@ -36,6 +38,10 @@ class Demand:
             return 0
         peak = 1 if self._peak_is_old(now) else self._peak
         return min(max(peak, self.settings.min), self.settings.max)
+
+    def head_start(self, now: float) -> float:
+        """Seconds until the next one may be made; none when several are wanted in the time that this takes."""
+        return 0.0 if self.target(now) > 1 else max(0.0, self.last + _HEAD_START - now)
 
     def over(self, now: float) -> bool:
         """Nobody has wanted one for ``idle_ttl``."""

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from aircell.backends.base import Backend
+from aircell.deadlines import within
 from aircell.errors import AircellError, EngineError, EngineUnavailable, InvalidSpec
 
 GROUP = "aircell.backends"
@@ -60,8 +61,8 @@ class Engines:
 
 async def _describe(backend: Backend) -> dict[str, Any]:
     try:
-        info = await asyncio.wait_for(backend.info(), _INFO_TIMEOUT)
-        owner = await asyncio.wait_for(backend.foreign_owner(), _INFO_TIMEOUT)
+        info = await within(_INFO_TIMEOUT, backend.info())
+        owner = await within(_INFO_TIMEOUT, backend.foreign_owner())
     except asyncio.TimeoutError:
         return {"error": EngineUnavailable(f"the engine did not answer within {_INFO_TIMEOUT:g} s.").to_wire()}
     except AircellError as error:

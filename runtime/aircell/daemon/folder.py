@@ -1,7 +1,8 @@
 """A sandbox's folder on the node's disk: ``<state_dir>/sandboxes/<id>/``. Only root may enter it.
 
 sandbox.json    the record
-run/            mounted read-only at /run/aircell: agent.py, agent.json, gate.sock, runner.py
+run/            mounted read-only at /run/aircell: gate.sock, agent.json; agent.py and what lies beside it, runner.py,
+                or the program of a shell
 scratch/        mounted at /tmp
 shm/            mounted at /dev/shm, when the spec gives it a size
 log/            what the agent's container wrote
@@ -17,12 +18,15 @@ from typing import Any
 from pydantic import ValidationError
 
 import aircell.agent
+from aircell.daemon.executables import SHELL, executable
 from aircell.daemon.record import Record
 from aircell.daemon.shape import Shape
 from aircell.errors import EngineError
-from aircell.spec import RUN_DIR, SCRATCH_DIR, Mount, SandboxSpec
+from aircell.spec import AUTO, RUN_DIR, SCRATCH_DIR, Mount, SandboxSpec
 
-_PROGRAMS = [Path(aircell.agent.__file__).with_name(name) for name in ("agent.py", "shell.py", "zygote.py")]
+_NAMES = ("agent.py", "import_clock.py", "resident.py", "zygote.py")
+_PROGRAMS = [Path(aircell.agent.__file__).with_name(name) for name in _NAMES]
+SHELL_PROGRAM = "shell"
 SHM_DIR = "/dev/shm"  # noqa: S108 - the path inside the sandbox, private to it
 
 
@@ -43,9 +47,16 @@ class Folder:
         """The folder of the sandbox that was made under that name; it may not exist."""
         return cls(Path(state_dir) / "sandboxes" / name)
 
-    async def make(self, record: Record, shape: Shape) -> None:
-        """Makes everything but the gate. Raises OSError, and EngineError when a tmpfs cannot be mounted."""
+    async def make(self, record: Record, shape: Shape, *, shell: bool) -> None:
+        """Makes everything but the gate; of a shell without what its zygote has.
+
+        Raises OSError, EngineError when a tmpfs cannot be mounted, EngineUnavailable without a shell for this machine.
+        """
         self._fill(record, shape)
+        if shell:
+            _write(self.run / SHELL_PROGRAM, executable(SHELL), 0o755)
+        else:
+            self._add_agent(shape)
         resources = shape.spec.resources
         for path, size in ((self._scratch, resources.scratch), (self._shm, resources.shm)):
             if size:
@@ -87,23 +98,29 @@ class Folder:
         self.save(record)
         self.run.mkdir(mode=0o755)
         self.log.mkdir(mode=0o700)
-        for program in _PROGRAMS:
-            _write(self.run / program.name, program.read_text())
-        _write(self.run / "agent.json", json.dumps(_agent_settings(shape)))
-        if shape.runner:
-            _write(self.run / "runner.py", shape.runner)
+        _write(self.run / "agent.json", json.dumps(_agent_settings(shape)).encode())
         for writable in (self._scratch, self._shm):
             writable.mkdir()
             writable.chmod(0o1777)  # any user may make files there, as in /tmp
 
+    def _add_agent(self, shape: Shape) -> None:
+        for program in _PROGRAMS:
+            _write(self.run / program.name, program.read_bytes())
+        if shape.runner:
+            _write(self.run / "runner.py", shape.runner.encode())
+
 
 def _agent_settings(shape: Shape) -> dict[str, Any]:
-    return {"preload": shape.spec.preload, "mounts": [mount.target for mount in shape.mounts]}
+    return {
+        "preload": [name for name in shape.spec.preload if name != AUTO],
+        "mounts": [mount.target for mount in shape.mounts],
+        **({"learn": True, "learned": shape.learned} if shape.learns else {}),
+    }
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o644)
+def _write(path: Path, content: bytes, mode: int = 0o644) -> None:
+    path.write_bytes(content)
+    path.chmod(mode)
 
 
 async def _command(*argv: str) -> None:

@@ -9,7 +9,9 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import re
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,9 @@ from aircell.spec import Job
 from aircell.status import ExitStatus
 
 _MAX_TEXT = 8192
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_MAX_MODULE = 200
+_MAX_MODULES = 32
 _EXIT = TypeAdapter(ExitStatus)
 
 
@@ -36,34 +41,21 @@ class Report(BaseModel):
     """Why a module of ``preload`` was left out, by its name."""
     from_mounts: list[_Text] = Field(default_factory=list)
     """Some of the modules that come from a mounted folder, where they may change before there is a job."""
+    spoiled: bool = False
+    """A module that was learned has left threads, of which the one in ``preload_errors`` tells."""
 
 
 class Gate:
-    """Listens from the moment it is made, for one agent; before a fork of a zygote its shell connects."""
+    """The connection to one agent."""
 
-    def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._connection: AsyncConnection | None = None
+    def __init__(self, connection: AsyncConnection | None) -> None:
+        self._connection = connection
         self.report = Report()
         """Of an agent that is ready."""
-        try:
-            self._listener.bind(str(path))
-            path.chmod(0o666)  # the sandbox's user must connect; on the node only root can reach the folder
-            self._listener.listen(2)
-        except BaseException:
-            self._listener.close()
-            raise
-
-    async def shell(self) -> socket.socket:
-        """Waits until a shell has connected: the leash."""
-        sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-        return sock
-
-    async def connected(self) -> None:
-        """Waits until the agent has connected: its interpreter runs, and it has imported nothing yet."""
-        sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-        self._connection = AsyncConnection(sock)
-        self._listener.close()
+        self.times: dict[str, float] = {}
+        """When the agent had connected, and when it was ready, in seconds since the epoch."""
+        self.imports: tuple[str, ...] = ()
+        """Names of modules that its job was slow to import, once it has told how that ended."""
 
     async def ready(self) -> None:
         """Waits until the agent, which has connected, is ready.
@@ -80,6 +72,7 @@ class Gate:
             self.report = Report.model_validate(frame)
         except ValidationError as error:
             raise StartupFailed("the agent sent a report that is none.") from error
+        self.times["ready"] = time.time()
 
     async def admit(self) -> None:
         """Tells a fork that it is where it belongs. When it has ended, :meth:`ready` waits on."""
@@ -144,13 +137,13 @@ class Gate:
         try:
             frame = await self._receive("exited")
             exit = _EXIT.validate_python(frame.get("exit"))
+            self.imports = _modules(frame.get("imports"))
         except (StartupFailed, ValidationError):
             await never()
         return dataclasses.replace(exit, reason=exit.reason[:_MAX_TEXT])
 
     def close(self) -> None:
         """Idempotent. An agent that has no job ends."""
-        self._listener.close()
         if self._connection:
             self._connection.close()
 
@@ -177,6 +170,43 @@ class Gate:
         if frame.get("type") not in expected:
             raise StartupFailed(f"the agent sent {str(frame.get('type'))[:80]!r} instead of {' or '.join(expected)}.")
         return frame
+
+
+class ListeningGate(Gate):
+    """Listens from the moment it is made, for one agent; before a fork of a zygote its shell connects."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(None)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._listener.bind(str(path))
+            path.chmod(0o666)  # the sandbox's user must connect; on the node only root can reach the folder
+            self._listener.listen(2)
+        except BaseException:
+            self._listener.close()
+            raise
+
+    async def shell(self) -> socket.socket:
+        """Waits until a shell has connected: the leash."""
+        sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        return sock
+
+    async def connected(self) -> None:
+        """Waits until the agent has connected: its interpreter runs, and it has imported nothing yet."""
+        sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+        self._connection = AsyncConnection(sock)
+        self.times["connected"] = time.time()
+        self._listener.close()
+
+    def close(self) -> None:
+        self._listener.close()
+        super().close()
+
+
+def _modules(told: object) -> tuple[str, ...]:
+    """Those of the names that can be modules'."""
+    names = told[:_MAX_MODULES] if isinstance(told, list) else ()
+    return tuple(n for n in names if isinstance(n, str) and len(n) <= _MAX_MODULE and _MODULE.fullmatch(n))
 
 
 def _ended() -> StartupFailed:

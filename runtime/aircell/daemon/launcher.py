@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aircell.backends.base import Backend, PullProgress
-from aircell.daemon.bringup import LAST_WORDS, BringUp
 from aircell.daemon.channels import Channels
-from aircell.daemon.concurrency import end, race, settle
+from aircell.daemon.concurrency import race
 from aircell.daemon.config import Config
 from aircell.daemon.engines import Engines
-from aircell.daemon.folder import Folder
 from aircell.daemon.gate import Gate
 from aircell.daemon.images import ImageStore
+from aircell.daemon.keeper import Keeper
+from aircell.daemon.learned_preloads import LearnedPreloads
+from aircell.daemon.maker import Maker
 from aircell.daemon.owner import Owner
 from aircell.daemon.paths import on_node
 from aircell.daemon.pool import Pools
@@ -29,22 +29,18 @@ from aircell.daemon.record import Record, Sandbox, Stopped
 from aircell.daemon.registry import Registry
 from aircell.daemon.requirements import RequirementImages, reference, refuse_by_name
 from aircell.daemon.shape import Shape
-from aircell.errors import AircellError, DaemonUnavailable, NotFound, StartupFailed
+from aircell.daemon.tracing import Tracer
+from aircell.deadlines import within
+from aircell.errors import AircellError, DaemonUnavailable, StartupFailed
 from aircell.spec import LaunchRequest, Mount
 from aircell.status import ExitStatus, State
 
 log = logging.getLogger(__name__)
 
-OWNER_GRACE = 5.0
-"""Seconds beyond ``stop_grace`` in which an agent must have ended the job of a worker that is gone."""
 HAND_OVER_TIMEOUT = 10.0
 """Seconds for an agent that is ready to take its job."""
 _SELDOM = ("run", "build")
 """Roles of what is seldom started again: by hand, or once for each image."""
-_REMOVALS = 3
-"""How often a removal is tried, before it is the reaper's."""
-RETRY = 1.0
-"""Seconds between two questions to an engine that does not answer."""
 
 
 @dataclass
@@ -68,22 +64,31 @@ class Launch:
     def report_build(self, image: str, line: str) -> None:
         self.sandbox.publish(State.BUILDING, image=image, base=self.request.spec.image, line=line)
 
-    def close(self) -> None:
-        """Gives back descriptors and gate. Idempotent."""
-        self.channels.close()
-        if self.gate:
-            self.gate.close()
-
 
 class Launcher:
     """Makes sandboxes and sees them off."""
 
-    def __init__(self, config: Config, engines: Engines, images: ImageStore, registry: Registry, pools: Pools) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engines: Engines,
+        images: ImageStore,
+        registry: Registry,
+        pools: Pools,
+        maker: Maker,
+        keeper: Keeper,
+        learned: LearnedPreloads,
+        tracer: Tracer,
+    ) -> None:
         self._config = config
         self._engines = engines
         self._images = images
         self._registry = registry
         self._pools = pools
+        self._maker = maker
+        self._keeper = keeper
+        self._learned = learned
+        self._tracer = tracer
         self._requirements = RequirementImages(config.policy, Path(config.state_dir), self.launch)
 
     def launch(self, request: LaunchRequest, channels: Channels, owner: Owner) -> Sandbox:
@@ -117,26 +122,21 @@ class Launcher:
         """Ends a sandbox in whatever state it is, and returns once nothing of it is left. Idempotent."""
         sandbox.ask_to_stop(ExitStatus(reason="stopped by a request to aircelld before the job began"))
         if sandbox.state is State.RUNNING:
-            await self._stop(sandbox, grace)
+            await self._keeper.stop(sandbox, grace)
         await sandbox.end()
 
-    def _folder(self, name: str) -> Folder:
-        return Folder.of(self._config.state_dir, name)
+    async def _adopted(self, sandbox: Sandbox) -> None:
+        await self._keeper.see_off(sandbox, await self._keeper.watch(sandbox, None))
 
     async def _live(self, launch: Launch) -> None:
-        sandbox = launch.sandbox
+        sandbox, traceparent = launch.sandbox, launch.request.traceparent
         ending: ExitStatus | AircellError
         try:
-            async with launch.holds:
-                shape, gate = await self._begin(launch)
-            launch.channels.close()
-            kind, report = sandbox.record.kind, gate.report
-            sandbox.publish(
-                State.RUNNING, kind=kind, digest=sandbox.record.digest, preload_errors=report.preload_errors
-            )
-            if launch.request.role not in _SELDOM and not report.from_mounts:
-                self._pools.served(shape, kind, sandbox.age())
-            ending = await self._watch(sandbox, gate)
+            shape, gate = await self._begun(launch)
+            del launch  # the job is the agent's now, and its code and arguments are large
+            with contextlib.closing(gate):
+                ending = await self._keeper.watch(sandbox, gate)
+                self._learned.learn(shape, gate.imports)
         except Stopped as stopped:
             ending = stopped.exit
         except AircellError as error:
@@ -147,26 +147,51 @@ class Launcher:
             ending = DaemonUnavailable("aircelld is shutting down.", hint="It never ran: try it again.")
         except OSError as error:
             ending = AircellError(f"aircelld could not make the sandbox: {error}.", hint="Look at the node's disk.")
+        await self._keeper.see_off(sandbox, ending)
+        self._tracer.trace(sandbox, traceparent)
+
+    async def _begun(self, launch: Launch) -> tuple[Shape, Gate]:
+        """Returns once the job has begun, of which everybody knows then."""
+        sandbox = launch.sandbox
+        try:
+            async with launch.holds:
+                shape, gate = await self._begin(launch)
+        except BaseException:
+            if launch.gate:
+                launch.gate.close()
+            raise
         finally:
-            launch.close()
-        await self._see_off(sandbox, ending)
+            launch.channels.close()
+        record, report = sandbox.record, gate.report
+        sandbox.publish(
+            State.RUNNING,
+            kind=record.kind,
+            ready=record.was_ready,
+            digest=record.digest,
+            times=gate.times,
+            preload_errors={**report.preload_errors, **self._learned.left_out(shape)},
+        )
+        if launch.request.role not in _SELDOM and not report.from_mounts:
+            self._pools.served(shape, sandbox.age(), was_ready=record.was_ready)
+        return shape, gate
 
     async def _begin(self, launch: Launch) -> tuple[Shape, Gate]:
         """Finds a sandbox that is ready or makes one, and gives it the job."""
         sandbox, channels = launch.sandbox, launch.channels
         shape = await race(self._shape(launch), channels.interrupted(), sandbox.stopped())
-        sandbox.record = sandbox.record.of_image(shape.image)
+        sandbox.record, sandbox.shape = sandbox.record.of_image(shape.image), shape.key
         log.info("sandbox %s is made of %s", sandbox.id, sandbox.record.digest)
         while warm := self._pools.claim(shape):
             launch.gate = warm.gate
-            sandbox.record = sandbox.record.served_by(warm.name, warm.kind)
+            sandbox.serve_in(warm.name, warm.kind, warm.place)
             try:
                 await race(self._hand_over(launch, warm.gate), sandbox.stopped())
                 return shape, warm.gate
             except StartupFailed as error:
                 log.warning("sandbox %s: %s could not take the job: %s", sandbox.id, warm.name, error)
-                await self._undo(sandbox, warm.gate)
-        launch.gate = gate = await race(self._make(launch, shape), channels.interrupted(), sandbox.stopped())
+                warm.gate.close()
+                await self._keeper.undo(sandbox)
+        launch.gate = gate = await race(self._maker.make(sandbox, shape), channels.interrupted(), sandbox.stopped())
         await race(self._hand_over(launch, gate), sandbox.stopped())
         return shape, gate
 
@@ -186,113 +211,17 @@ class Launcher:
             self._images.made_here(launch.backend, base, image)
         return Shape.of(launch.request, image, launch.mounts, launch.sandbox.record.owner.uid)
 
-    async def _make(self, launch: Launch, shape: Shape) -> Gate:
-        sandbox = launch.sandbox
-        bring_up = BringUp(
-            record=sandbox.record,
-            shape=shape,
-            folder=self._folder(sandbox.id),
-            backend=launch.backend,
-            policy=self._config.policy,
-            publish=sandbox.publish,
-        )
-        with self._pools.cold_start():
-            return await bring_up.run()
-
     async def _hand_over(self, launch: Launch, gate: Gate) -> None:
         """Gives the agent its job. From the first moment of this on, the worker's lifeline is the agent's."""
         # First the record, then the job: should aircelld die in between, the agent gets no job and ends.
         sandbox = launch.sandbox
         sandbox.record = sandbox.record.model_copy(update={"handed_over": True})
-        self._folder(sandbox.record.made_as).save(sandbox.record)
+        self._keeper.place(sandbox).save(sandbox.record)
         handing = gate.hand_over(launch.request.job, launch.request.spec.stop_grace, launch.channels.fds)
         try:
-            await asyncio.wait_for(handing, HAND_OVER_TIMEOUT)
+            await within(HAND_OVER_TIMEOUT, handing)
         except asyncio.TimeoutError as error:
             raise StartupFailed(
                 f"the sandbox did not take its job within {HAND_OVER_TIMEOUT:g} s.",
                 hint="Is the node overloaded, or its agent stopped? Try it again.",
             ) from error
-
-    async def _undo(self, sandbox: Sandbox, gate: Gate) -> None:
-        """Removes the sandbox that did not take the job. After that it certainly never will, and another can."""
-        gate.close()
-        await self._remove(sandbox)
-        own = sandbox.record.served_by(sandbox.id, "cold")
-        sandbox.record = own.model_copy(update={"handed_over": False})
-
-    async def _adopted(self, sandbox: Sandbox) -> None:
-        await self._see_off(sandbox, await self._watch(sandbox, None))
-
-    async def _watch(self, sandbox: Sandbox, gate: Gate | None) -> ExitStatus:
-        """How the job ended: by its agent's report if there is one, with what the engine saw of it."""
-        guard = asyncio.ensure_future(self._stop_when_orphaned(sandbox))
-        report = asyncio.ensure_future(gate.exit()) if gate else None
-        try:
-            seen = await self._engine_exit(sandbox)
-            if report is None:
-                return seen
-            await asyncio.wait({report}, timeout=LAST_WORDS)
-            if not report.done():
-                return dataclasses.replace(seen, reason=seen.reason or "The agent was ended from outside the sandbox.")
-            return dataclasses.replace(report.result(), oom_killed=report.result().oom_killed or seen.oom_killed)
-        finally:
-            await end(guard, *([report] if report else []))
-
-    async def _engine_exit(self, sandbox: Sandbox) -> ExitStatus:
-        backend = self._engines.get(sandbox.record.backend)
-        while True:
-            try:
-                return await backend.wait(sandbox.record.made_as)
-            except NotFound:
-                return ExitStatus(reason="The sandbox was removed from the engine by somebody else.")
-            except AircellError as error:
-                log.warning("sandbox %s: the engine cannot be asked: %s", sandbox.id, error)
-                await asyncio.sleep(RETRY)
-
-    async def _stop_when_orphaned(self, sandbox: Sandbox) -> None:
-        """The last net under an agent that did not end with its worker."""
-        record = sandbox.record
-        await record.owner.gone()
-        await asyncio.sleep(record.spec.stop_grace + OWNER_GRACE)
-        log.warning("sandbox %s outlived its worker (pid %d); stopping it", record.id, record.owner.pid)
-        try:
-            await self._stop(sandbox, grace=0)
-        except AircellError as error:
-            log.error("sandbox %s could not be stopped: %s", record.id, error)
-
-    async def _stop(self, sandbox: Sandbox, grace: float) -> None:
-        async with sandbox.changing:
-            await settle(self._engines.get(sandbox.record.backend).stop(sandbox.record.made_as, grace))
-
-    async def _remove(self, sandbox: Sandbox) -> None:
-        """Idempotent. Raises AircellError when something of it may be left."""
-        name = sandbox.record.made_as
-        async with sandbox.changing:
-            await settle(self._engines.get(sandbox.record.backend).remove(name))
-        await self._folder(name).remove()
-
-    async def _remove_persistently(self, sandbox: Sandbox) -> None:
-        """An engine that is busy with the end of a container may refuse for a moment."""
-        for _ in range(_REMOVALS):
-            try:
-                return await self._remove(sandbox)
-            except AircellError as error:
-                log.warning("sandbox %s could not be removed: %s", sandbox.id, error)
-                await asyncio.sleep(RETRY)
-        return log.error("sandbox %s is left to the reaper", sandbox.id)
-
-    async def _see_off(self, sandbox: Sandbox, ending: ExitStatus | AircellError) -> None:
-        """Removes all that there is of it, then tells how it ended. What cannot be removed now the reaper removes."""
-        backend = self._engines.get(sandbox.record.backend)
-        try:
-            sandbox.log = await backend.log_tail(sandbox.record.made_as)
-        except AircellError as error:
-            log.debug("sandbox %s left no log: %s", sandbox.id, error)
-        await self._remove_persistently(sandbox)
-        if isinstance(ending, AircellError):
-            sandbox.failed(ending)
-            log.warning("sandbox %s failed: %s", sandbox.id, ending)
-        else:
-            sandbox.exited(ending)
-            log.info("sandbox %s exited: %s", sandbox.id, ending)

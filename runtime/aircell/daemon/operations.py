@@ -22,6 +22,7 @@ from aircell.daemon.launcher import Launcher
 from aircell.daemon.owner import Owner
 from aircell.daemon.pool import Pools
 from aircell.daemon.reaper import Reaper
+from aircell.daemon.record import Sandbox
 from aircell.daemon.registry import Registry
 from aircell.errors import InvalidSpec, RefusedByPolicy
 from aircell.spec import LaunchRequest, Model, SandboxSpec
@@ -41,9 +42,11 @@ class Call:
     pid: int
     uid: int
 
-    def fields(self, model: type[ModelT]) -> ModelT:
-        """The request's fields. Raises InvalidSpec."""
-        return parse(model, {name: value for name, value in self.message.items() if name != "op"})
+    def take(self, model: type[ModelT]) -> ModelT:
+        """The request's fields, which are not kept: a call may last as long as the job that it asks for. Raises
+        InvalidSpec."""
+        message, self.message = self.message, {}
+        return parse(model, {name: value for name, value in message.items() if name != "op"})
 
 
 class _Nothing(Model):
@@ -133,7 +136,7 @@ class Operations:
         return operations[name]
 
     async def hello(self, call: Call) -> Answers:
-        call.fields(_Nothing)
+        call.take(_Nothing)
         yield {
             "ok": True,
             "version": version("aircell"),
@@ -143,34 +146,37 @@ class Operations:
         }
 
     async def launch(self, call: Call) -> Answers:
-        request = parse(LaunchRequest, call.fields(_Launch).request)
-        fds, call.fds = call.fds, []
-        channels = Channels(fds)
-        try:
-            sandbox = self._launcher.launch(request, channels, Owner.of(call.pid, call.uid))
-        except BaseException:
-            channels.close()
-            raise
+        sandbox = self._accept(call)
         yield {"ok": True, "sandbox": sandbox.id}
         async for event in sandbox.follow():
             yield event
 
+    def _accept(self, call: Call) -> Sandbox:
+        request = parse(LaunchRequest, call.take(_Launch).request)
+        fds, call.fds = call.fds, []
+        channels = Channels(fds)
+        try:
+            return self._launcher.launch(request, channels, Owner.of(call.pid, call.uid))
+        except BaseException:
+            channels.close()
+            raise
+
     async def ps(self, call: Call) -> Answers:
-        sandboxes = self._registry.sandboxes(all=call.fields(_Ps).all)
+        sandboxes = self._registry.sandboxes(all=call.take(_Ps).all)
         yield {"ok": True, "sandboxes": [sandbox.summary() for sandbox in sandboxes]}
 
     async def inspect(self, call: Call) -> Answers:
-        yield {"ok": True, "sandbox": self._registry.get(call.fields(_One).sandbox).details()}
+        yield {"ok": True, "sandbox": self._registry.get(call.take(_One).sandbox).details()}
 
     async def stop(self, call: Call) -> Answers:
-        fields = call.fields(_Stop)
+        fields = call.take(_Stop)
         sandbox = self._registry.get(fields.sandbox)
         grace = sandbox.record.spec.stop_grace if fields.grace is None else fields.grace
         await self._launcher.stop(sandbox, grace)
         yield {"ok": True}
 
     async def logs(self, call: Call) -> Answers:
-        sandbox = self._registry.get(call.fields(_One).sandbox)
+        sandbox = self._registry.get(call.take(_One).sandbox)
         live = sandbox.state in (State.STARTING, State.RUNNING)
         log = (
             await self._engines.get(sandbox.record.backend).log_tail(sandbox.record.made_as, 2**20)
@@ -180,7 +186,7 @@ class Operations:
         yield {"ok": True, "log": log}
 
     async def pull(self, call: Call) -> Answers:
-        fields = call.fields(_Pull)
+        fields = call.take(_Pull)
         backend = self._engines.get(fields.backend)
         self._config.policy.check(SandboxSpec(image=fields.image, pull_policy=fields.pull_policy))
         yield {"ok": True}
@@ -196,26 +202,26 @@ class Operations:
             await end(pull)
 
     async def images(self, call: Call) -> Answers:
-        backend = self._engines.get(call.fields(_Images).backend)
+        backend = self._engines.get(call.take(_Images).backend)
         yield {"ok": True, "images": [asdict(image) for image in await backend.images()]}
 
     async def pools(self, call: Call) -> Answers:
-        call.fields(_Nothing)
+        call.take(_Nothing)
         yield {"ok": True, "pools": self._pools.summaries()}
 
     async def drain(self, call: Call) -> Answers:
-        call.fields(_Nothing)
+        call.take(_Nothing)
         await self._pools.drain()
         yield {"ok": True}
 
     async def prune_images(self, call: Call) -> Answers:
-        fields = call.fields(_PruneImages)
+        fields = call.take(_PruneImages)
         removed = await self._image_gc.prune(self._engines.get(fields.backend), dry_run=fields.dry_run)
         yield {"ok": True, "removed": removed}
 
     async def load(self, call: Call) -> Answers:
         """For root alone: an archive may give any name to what it holds."""
-        fields = call.fields(_Load)
+        fields = call.take(_Load)
         backend = self._engines.get(fields.backend)
         if call.uid != 0:
             raise RefusedByPolicy(
@@ -228,7 +234,7 @@ class Operations:
             yield {"image": asdict(await backend.load(archive, fields.image))}
 
     async def prune(self, call: Call) -> Answers:
-        yield {"ok": True, "removed": await self._reaper.sweep(dry_run=call.fields(_Prune).dry_run)}
+        yield {"ok": True, "removed": await self._reaper.sweep(dry_run=call.take(_Prune).dry_run)}
 
 
 def parse(model: type[ModelT], data: Mapping[str, Any]) -> ModelT:

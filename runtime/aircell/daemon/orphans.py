@@ -52,16 +52,25 @@ def find_network(state: Path, leases: Path) -> Network:
 
 async def remove_network(found: Network, known: Set[str], state: Path) -> None:
     """Removes what belongs to no container of ``known``, the ids that containerd has now."""
-    used = "".join(path.read_text(errors="replace") for path in state.glob(f"{_BUNDLES}/*/*/config.json"))
+    used = "".join(map(_text, state.glob(f"{_BUNDLES}/*/*/config.json")))
     for namespace in found.namespaces:
         if namespace.name not in used and namespace.exists():
             log.warning("removing the network namespace %s, which no container uses", namespace.name)
             await _run(Path("/"), "umount", "--lazy", str(namespace))
             namespace.unlink(missing_ok=True)
     for lease in found.leases:
-        if lease.exists() and lease.read_text().split()[0] not in known:
+        owner = _text(lease).split()[:1]
+        if owner and owner[0] not in known:
             log.warning("giving back the address %s, which no container has", lease.name)
             lease.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    """Empty when there is no such file any more: containerd removes things, too."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def find_shims(socket: Path) -> list[Shim]:

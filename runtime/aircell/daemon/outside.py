@@ -6,6 +6,7 @@ Sources: proc(5), namespaces(7), cgroups(7), pidfd_open(2).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 from collections.abc import Iterator, Mapping
@@ -104,6 +105,33 @@ def check_confined(fork: View, shell: View, zygote: View, *, own_network: bool) 
             raise StartupFailed(f"the zygote's fork does not have {what}: {fork}.", hint="Is the image to be trusted?")
 
 
+def check_neighbour(fork: View, resident: View) -> None:
+    """Raises StartupFailed unless a process is in the container of a resident that has no privileges to give up."""
+    for kind in ("user", "pid", "mnt"):
+        if fork.namespaces[kind] != resident.namespaces[kind]:
+            raise StartupFailed(f"the resident's fork is not in its {kind} namespace.")
+
+
+def check_inmate(fork: View, resident: View, *, own_network: bool) -> None:
+    """Raises StartupFailed unless a fork that stays with its resident has given up all that others of it could see or
+    suffer from. Its user, which the image alone can tell, is the caller's to look at."""
+    if fork.namespaces["user"] != resident.namespaces["user"]:
+        raise StartupFailed("the resident's fork is not in its user namespace.")
+    for kind in ("mnt", "pid", "ipc", "uts", *(["net"] if own_network else [])):
+        if fork.namespaces[kind] == resident.namespaces[kind]:
+            raise StartupFailed(f"the resident's fork has no {kind} namespace of its own.")
+    for what, is_so in (
+        ("the resident's control groups", fork.cgroups == resident.cgroups),
+        ("no capability", fork.capabilities == 0),
+        ("no new privileges", fork.no_new_privileges),
+        ("two seccomp filters", fork.filters >= _FILTERS),
+    ):
+        if not is_so:
+            raise StartupFailed(
+                f"the resident's fork does not have {what}: {fork}.", hint="Is the image to be trusted?"
+            )
+
+
 @contextlib.contextmanager
 def held(pid: int) -> Iterator[int]:
     """A pidfd. Raises StartupFailed when there is no such process."""
@@ -119,7 +147,7 @@ def held(pid: int) -> Iterator[int]:
 
 def move(pid: int, pidfd: int, cgroups: Mapping[str, str]) -> None:
     """Puts a process into control groups. Raises StartupFailed when it has ended meanwhile, or they have gone."""
-    mounted = parse_mounts(Path("/proc/self/mountinfo").read_text())
+    mounted = _hierarchies()
     try:
         for hierarchy, path in cgroups.items():
             if hierarchy in mounted:
@@ -128,6 +156,12 @@ def move(pid: int, pidfd: int, cgroups: Mapping[str, str]) -> None:
         raise StartupFailed(f"process {pid} cannot be put into the shell's control groups: {error}.") from error
     if select.select([pidfd], [], [], 0)[0]:
         raise StartupFailed(f"process {pid} of the sandbox ended while it was made ready.")
+
+
+@functools.cache
+def _hierarchies() -> dict[str, Path]:
+    """Once: they are mounted when a node starts, and on a busy one there are thousands of other mounts to read."""
+    return parse_mounts(Path("/proc/self/mountinfo").read_text())
 
 
 def parse_mounts(text: str) -> dict[str, Path]:

@@ -4,7 +4,7 @@ It is built here rather than pulled, so that a node without a registry can make 
 executable of under 200 bytes that waits for ever. A pod sandbox of ours has no PID namespace in common with its
 container, so there is nothing to reap, and the engine ends it with KILL, so there is nothing to handle.
 
-Sources: elf(5); the system call tables of Linux; the OCI image layout and image configuration specifications, 1.0.
+Sources: the OCI image layout and image configuration specifications, 1.0.
 """
 
 from __future__ import annotations
@@ -13,63 +13,20 @@ import hashlib
 import io
 import json
 import platform
-import struct
 import tarfile
 from pathlib import Path
 from typing import Any
 
-from aircell.errors import EngineUnavailable
+from aircell.daemon.executables import MACHINES, PAUSE, executable
 
 PAUSE_IMAGE = "localhost/aircell/pause:2"
-
-_BASE = 0x400000
-_ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-_PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-
-_X86_64 = bytes.fromhex(
-    "b822000000"  # mov eax, 34 (pause)
-    "0f05"  # syscall
-    "ebf7"  # jmp to the start
-)
-_AARCH64 = struct.pack(
-    "<8I",
-    0xD2800000,  # mov x0, 0
-    0xD2800001,  # mov x1, 0
-    0xD2800002,  # mov x2, 0
-    0xD2800003,  # mov x3, 0
-    0xD2800004,  # mov x4, 0
-    0xD2800928,  # mov x8, 73 (ppoll: there is no pause on this architecture)
-    0xD4000001,  # svc 0
-    0x17FFFFF9,  # b to the start
-)
-_MACHINES = {"x86_64": (62, "amd64", _X86_64), "aarch64": (183, "arm64", _AARCH64)}
-
-
-def pause_executable(machine: str) -> bytes:
-    """The ELF file for ``machine`` as ``platform.machine()`` names it. Raises EngineUnavailable for any other."""
-    if machine not in _MACHINES:
-        raise EngineUnavailable(
-            f"there is no built-in pause image for {machine}.",
-            hint=f"Aircell's own containerd runs on {' and '.join(_MACHINES)}; use another CRI socket here.",
-        )
-    elf_machine, _, code = _MACHINES[machine]
-    offset = _ELF_HEADER.size + _PROGRAM_HEADER.size
-    size = offset + len(code)
-    identification = b"\x7fELF" + bytes([2, 1, 1])  # 64-bit, little-endian, version 1; struct pads the rest with zeros
-    header = _ELF_HEADER.pack(
-        identification, 2, elf_machine, 1, _BASE + offset, _ELF_HEADER.size, 0, 0,
-        _ELF_HEADER.size, _PROGRAM_HEADER.size, 1, 0, 0, 0,
-    )  # fmt: skip
-    segment = _PROGRAM_HEADER.pack(1, 5, 0, _BASE, _BASE, size, size, 0x1000)  # PT_LOAD, readable and executable
-    return header + segment + code
 
 
 def write_pause_archive(path: Path, machine: str = "") -> None:
     """Writes the image as an OCI archive whose reference is :data:`PAUSE_IMAGE`; by default for this machine."""
     machine = machine or platform.machine()
-    executable = pause_executable(machine)
-    architecture = _MACHINES[machine][1]
-    layer = _tar({"pause": executable}, mode=0o755)
+    layer = _tar({"pause": executable(PAUSE, machine)}, mode=0o755)
+    architecture = MACHINES[machine].oci
     config = _json(
         {
             "architecture": architecture,

@@ -12,44 +12,28 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from aircell.daemon.bringup import BringUp
-from aircell.daemon.concurrency import settle
+from aircell.daemon.calm import Calm
 from aircell.daemon.config import Config
 from aircell.daemon.demand import Demand
 from aircell.daemon.engines import Engines
-from aircell.daemon.folder import Folder
-from aircell.daemon.gate import Gate
-from aircell.daemon.processes import memory
-from aircell.daemon.record import Kind, Record
+from aircell.daemon.learned_preloads import LearnedPreloads
+from aircell.daemon.pods import Pods
+from aircell.daemon.record import Kind
+from aircell.daemon.refill import Refill, Warm
+from aircell.daemon.removals import Removals
+from aircell.daemon.residents import Residents
 from aircell.daemon.shape import Shape
 from aircell.daemon.zygotes import Zygotes
-from aircell.errors import AircellError
+from aircell.deadlines import within
 
 log = logging.getLogger(__name__)
 
 _TICK = 1.0
 """Seconds between two looks for what has become too old."""
-_PATIENCE = 5.0
-"""Seconds for which a refill waits for cold starts. When they never end, more warm sandboxes are the cure."""
-_RETRY = 60.0
-"""Seconds after which a pool that could not be refilled is tried again."""
 _REMEMBERED = 100
-
-
-@dataclass(frozen=True)
-class Warm:
-    """A sandbox whose agent waits for its job."""
-
-    name: str
-    """On the engine and on the disk."""
-    gate: Gate
-    memory: int
-    """Bytes, when it was ready."""
-    kind: Kind
 
 
 @dataclass
@@ -67,15 +51,14 @@ class Pool:
     """How long making the last one took."""
     memory: int = 0
     """Bytes that the last one took."""
-    kind: Kind = "warm"
+    kind: Kind | None = None
     """Of the last one."""
-    rests_until: float = 0.0
 
     def summary(self, now: float) -> dict[str, Any]:
         """For ``pool ls``."""
         return {
             "shape": self.shape.key[:12],
-            "kind": self.kind,
+            "kind": self.kind or "warm",
             "backend": self.shape.backend,
             "image": self.shape.spec.image,
             "ready": len(self.ready),
@@ -84,29 +67,36 @@ class Pool:
             "misses": self.misses,
             "wait_p50": _percentile(self.waits, 50),
             "wait_p95": _percentile(self.waits, 95),
-            "memory": sum(warm.memory for warm in self.ready),
+            "memory": self.memory_ready,
         }
+
+    @property
+    def memory_ready(self) -> int:
+        """Bytes that those take that are ready."""
+        return sum(warm.memory for warm in self.ready)
 
 
 class Pools:
     """All pools of the node. Belongs to one event loop."""
 
-    def __init__(self, config: Config, engines: Engines, zygotes: Zygotes) -> None:
-        self._config = config
+    def __init__(
+        self, config: Config, engines: Engines, zygotes: Zygotes, learned: LearnedPreloads, pods: Pods, calm: Calm
+    ) -> None:
         self._settings = config.warm
-        self._engines = engines
         self._zygotes = zygotes
+        self._learned = learned
+        self._residents = Residents(config, engines, learned)
+        self._removals = Removals()
+        self._refill = Refill(config, engines, zygotes, self._residents, learned, self._removals)
+        self._pods = pods
+        self._calm = calm
         self._pools: dict[str, Pool] = {}
-        self._names: set[str] = set()
-        self._removals: set[asyncio.Task[None]] = set()
-        self._cold_starts = 0
-        self._calm = asyncio.Event()
-        self._calm.set()
         self._stirred = asyncio.Event()
 
     def __contains__(self, name: str) -> bool:
-        """Whether the sandbox of that name is being made here, is ready, or is being removed."""
-        return name in self._names
+        """Whether the sandbox of that name is being made here, is ready, or is being removed, or is a resident."""
+        ready = {warm.name for pool in self._pools.values() for warm in pool.ready}
+        return any(name in each for each in (ready, self._refill, self._removals, self._residents))
 
     def images(self) -> set[str]:
         """Ids of the images that pools are made of."""
@@ -115,7 +105,17 @@ class Pools:
     def summaries(self) -> list[dict[str, Any]]:
         """For ``pool ls``, those with most hits first."""
         now = time.monotonic()
-        return [pool.summary(now) for pool in sorted(self._pools.values(), key=lambda pool: -pool.hits)]
+        pools = sorted(self._pools.values(), key=lambda pool: -pool.hits)
+        return [
+            {
+                **pool.summary(now),
+                "memory": pool.memory_ready + self._residents.memory(pool.shape),
+                "stale": len(pool.ready) - self._fresh(pool),
+                "pods": self._pods.ready(pool.shape),
+                **self._learned.summary(pool.shape),
+            }
+            for pool in pools
+        ]
 
     # --- for a launch; nothing here waits, so that no two launches can get the same sandbox ---
 
@@ -131,14 +131,18 @@ class Pools:
             warm = pool.ready.popleft()
             warm.gate.unwatch()
             if warm.gate.waits():
-                self._names.discard(warm.name)
                 pool.hits += 1
                 return warm
-            self._discard(pool.shape.backend, warm)
+            self._discard(warm)
         pool.misses += 1
         return None
 
-    def served(self, shape: Shape, kind: Kind, seconds: float) -> None:
+    async def fork(self, shape: Shape) -> Warm | None:
+        """One that the resident of this shape makes for the caller, or None where there is none. Raises Refused."""
+        resident = self._residents.ready(shape)
+        return await self._refill.fork(shape, resident, 0) if resident else None
+
+    def served(self, shape: Shape, seconds: float, *, was_ready: bool) -> None:
         """A sandbox of that shape began its job, so many seconds after it was asked for: there may be more to come."""
         if not self._settings.enabled:
             return
@@ -148,21 +152,10 @@ class Pools:
             pool = self._pools[shape.key] = Pool(shape, Demand(self._settings, last=now))
             pool.demand.note(now, pool.refill_seconds)
             log.info("pool %s of %s begins", shape.key[:12], shape.spec.image)
-        if kind != "cold":
+            self._want_pods()
+        if was_ready:
             pool.waits.append(seconds)
         self._stirred.set()
-
-    @contextlib.contextmanager
-    def cold_start(self) -> Iterator[None]:
-        """While a job waits for a sandbox to be made, no refill begins."""
-        self._cold_starts += 1
-        self._calm.clear()
-        try:
-            yield
-        finally:
-            self._cold_starts -= 1
-            if not self._cold_starts:
-                self._calm.set()
 
     # --- behind the launches ---
 
@@ -170,75 +163,78 @@ class Pools:
         """Refills one sandbox at a time, and ends what is not wanted any more, until it is cancelled."""
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._stirred.wait(), _TICK)
+                await within(_TICK, self._stirred.wait())
             self._stirred.clear()
             self._trim()
             await self._zygotes.trim()
             while (pool := self._hungriest()) is not None:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._calm.wait(), _PATIENCE)
-                await self._refill(pool)
+                await asyncio.sleep(pool.demand.head_start(time.monotonic()))
+                await self._calm.wait()
+                if self._pools.get(pool.shape.key) is pool:  # it may have ended meanwhile
+                    await self._refilled(pool)
                 self._trim()
 
     async def drain(self) -> None:
-        """Ends every pool; returns once its sandboxes are removed. One that is being made is, when it is ready."""
+        """Ends every pool, and forgets what was learned; returns once its sandboxes are removed.
+
+        One that is being made is removed when it is ready.
+        """
         for pool in list(self._pools.values()):
             self._end(pool)
-        await asyncio.gather(*self._removals)
+        self._learned.forget()
+        await self._removals.finish()
+        await self._residents.drain()
         await self._zygotes.drain()
+        await self._pods.drain()
 
     def _trim(self) -> None:
         now = time.monotonic()
         for pool in list(self._pools.values()):
             while len(pool.ready) > pool.demand.target(now):
-                self._discard(pool.shape.backend, pool.ready.popleft())
+                self._discard(pool.ready.popleft())
             if pool.demand.over(now):
                 self._end(pool)
 
     def _hungriest(self) -> Pool | None:
-        """Of the pools that may have one more, the emptiest, and of these the one that was wanted last."""
+        """Of the pools that want one more and for which there is room, or can be, the emptiest, and of these the one
+        that was wanted last.
+
+        What has been learned since does not end those that are ready without it: they go when others are.
+        """
         now = time.monotonic()
-        room = self._settings.memory - self._memory()
         hungry = [
             pool
             for pool in self._pools.values()
-            if len(pool.ready) < pool.demand.target(now) and pool.rests_until <= now and pool.memory <= room
+            if self._fresh(pool) < pool.demand.target(now) and not self._refill.rests(pool.shape)
         ]
-        return min(hungry, key=lambda pool: (len(pool.ready), -pool.demand.last), default=None)
+        hungry.sort(key=lambda pool: (len(pool.ready), -pool.demand.last))
+        return next(filter(self._make_room, hungry), None)
 
-    async def _refill(self, pool: Pool) -> None:
-        shape, began = pool.shape, time.monotonic()
-        record = Record.warm(shape, self._config.node_id())
-        self._names.add(record.id)
-        zygote = await self._zygotes.get(shape)
-        bring_up = BringUp(
-            record=record,
-            shape=shape,
-            folder=Folder.of(self._config.state_dir, record.id),
-            backend=self._engines.get(shape.backend),
-            policy=self._config.policy,
-            publish=lambda *_, **__: None,
-            in_background=True,
-            zygote=zygote,
-        )
-        try:
-            with self._zygotes.held(zygote):
-                gate = await bring_up.run()
-            pool.memory = memory(gate.peer_pid())
-        except (AircellError, OSError) as error:
-            log.warning("pool %s cannot be refilled: %s", shape.key[:12], error)
-            if zygote:
-                self._zygotes.failed(shape, zygote)
-            else:
-                pool.rests_until = time.monotonic() + _RETRY
-            self._remove_later(shape.backend, record.id)
-        except asyncio.CancelledError:
-            self._remove_later(shape.backend, record.id)
-            raise
-        else:
-            pool.refill_seconds = time.monotonic() - began
-            pool.kind = "zygote" if zygote else "warm"
-            self._keep(pool, Warm(record.id, gate, pool.memory, pool.kind))
+    def _make_room(self, pool: Pool) -> bool:
+        """Whether there is room for one more of it in the node's budget. Where there was none, and nothing of it is
+        ready, there is now if what was ready in pools that were wanted longer ago could end for it."""
+        missing = self._memory() + pool.memory - self._settings.memory
+        if missing <= 0 or pool.ready:
+            return missing <= 0
+        older = [each for each in self._pools.values() if each.ready and each.demand.last < pool.demand.last]
+        if sum(each.memory_ready for each in older) < missing:
+            return False
+        for each in sorted(older, key=lambda each: each.demand.last):
+            while each.ready and missing > 0:
+                missing -= each.ready[0].memory
+                self._discard(each.ready.popleft())
+        return True
+
+    def _fresh(self, pool: Pool) -> int:
+        """How many are ready that have preloaded all that has been learned."""
+        return sum(self._learned.suffices(warm.learned, pool.shape) for warm in pool.ready)
+
+    async def _refilled(self, pool: Pool) -> None:
+        began = time.monotonic()
+        warm = await self._refill.make(pool.shape, 0 if pool.kind == "warm" else pool.memory)
+        if warm:
+            pool.refill_seconds, pool.kind, pool.memory = time.monotonic() - began, warm.kind, warm.memory
+            self._keep(pool, warm)
 
     def _keep(self, pool: Pool, warm: Warm) -> None:
         pool.ready.append(warm)
@@ -249,17 +245,22 @@ class Pools:
             log.info(
                 "pool %s: another sandbox of %d MiB is over the node's budget", pool.shape.key[:12], warm.memory >> 20
             )
-            self._discard(pool.shape.backend, pool.ready.pop())
+            self._discard(pool.ready.pop())
+        self._want_pods()
 
     def _lose(self, pool: Pool, warm: Warm) -> None:
         """Its agent does not wait any more, though it has got no job."""
         log.warning("warm sandbox %s ended before it was wanted", warm.name)
         pool.ready.remove(warm)
-        self._discard(pool.shape.backend, warm)
+        self._discard(warm)
         self._stirred.set()
 
     def _memory(self) -> int:
-        return self._zygotes.memory() + sum(warm.memory for pool in self._pools.values() for warm in pool.ready)
+        return (
+            self._zygotes.memory()
+            + self._residents.memory()
+            + sum(warm.memory for pool in self._pools.values() for warm in pool.ready)
+        )
 
     def _drain_other_digests(self, shape: Shape) -> None:
         """The reference means another image now: nothing of the old one is wanted any more."""
@@ -269,28 +270,21 @@ class Pools:
 
     def _end(self, pool: Pool) -> None:
         self._pools.pop(pool.shape.key, None)
+        self._residents.end(pool.shape)
         log.info("pool %s of %s ends", pool.shape.key[:12], pool.shape.spec.image)
         while pool.ready:
-            self._discard(pool.shape.backend, pool.ready.popleft())
+            self._discard(pool.ready.popleft())
+        self._want_pods()
 
-    def _discard(self, backend: str, warm: Warm) -> None:
+    def _discard(self, warm: Warm) -> None:
         warm.gate.unwatch()
         warm.gate.close()
-        self._remove_later(backend, warm.name)
+        self._removals.begin(warm.name, warm.place)
 
-    def _remove_later(self, backend: str, name: str) -> None:
-        task = asyncio.create_task(self._remove(backend, name), name=f"removal of {name}")
-        self._removals.add(task)
-        task.add_done_callback(self._removals.discard)
-
-    async def _remove(self, backend: str, name: str) -> None:
-        try:
-            await settle(self._engines.get(backend).remove(name))
-            await Folder.of(self._config.state_dir, name).remove()
-        except AircellError as error:
-            log.error("warm sandbox %s is left to the reaper: %s", name, error)
-        finally:
-            self._names.discard(name)
+    def _want_pods(self) -> None:
+        """For the cold starts of what is forked from nothing, as the last refill has shown."""
+        alone = "warm" if self._settings.max else None
+        self._pods.want(pool.shape for pool in self._pools.values() if pool.kind == alone)
 
 
 def _percentile(values: deque[float], percent: int) -> float | None:

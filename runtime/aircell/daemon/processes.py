@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import resource
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal, TypeAlias
+
+Priority: TypeAlias = Literal["low", "ordinary", "most"]
+"""Where there is not CPU time enough: an eighth of what others get, so much as they do, or nearly all. Not less than an
+eighth, or nothing would be ready on a node whose tasks compute for hours."""
+_WEIGHTS: Mapping[Priority, Mapping[str, str]] = {
+    "low": {"cpu.shares": "128", "cpu.weight": "12"},
+    "ordinary": {},
+    "most": {"cpu.shares": "262144", "cpu.weight": "10000"},
+}
+"""By the files of cgroup v1 and v2, whose ordinary values are 1024 and 100; the bounds are in the kernel's
+``sched-design-CFS.rst`` and ``cgroup-v2.rst``."""
 
 
 def memory(pid: int) -> int:
@@ -12,30 +25,46 @@ def memory(pid: int) -> int:
 
     Raises OSError when one of them has ended.
     """
-    children = [
-        int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-    ]
-    return sum(_pss(each) for each in (pid, *children))
+    return sum(_rollup(each, "Pss:") for each in _with_children(pid))
 
 
-def _pss(pid: int) -> int:
+def private_memory(pid: int) -> int:
+    """Bytes that a process and its children have each for themselves: what forks add to where they came from.
+
+    Raises OSError when one of them has ended.
+    """
+    return sum(_rollup(each, "Private_Clean:", "Private_Dirty:") for each in _with_children(pid))
+
+
+def resident_set(pid: int) -> int:
+    """Bytes of a process that are in memory, shared or not; cheap to ask. Raises OSError when it has ended."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _with_children(pid: int) -> tuple[int, ...]:
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return (pid, *(int(child) for file in files for child in file.read_text().split()))
+
+
+def _rollup(pid: int, *fields: str) -> int:
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith(fields))
 
 
 @contextlib.contextmanager
-def background(pid: int) -> Iterator[None]:
-    """Lets the control group of the process have CPU time, for a while, only as far as others leave it some.
+def prioritized(pid: int, sandbox: str, priority: Priority) -> Iterator[None]:
+    """Gives the control groups of the sandbox, of which this is a process, that weight for a while.
 
     A nice value would not do: it orders processes within a group, and each sandbox has a group of its own. Where the
-    group cannot be found, nothing happens.
+    groups cannot be found, nothing happens.
     """
     changed: list[tuple[Path, str]] = []
-    for file, least in _cpu_weights(pid):
-        with contextlib.suppress(OSError):
-            before = file.read_text()
-            file.write_text(least)
-            changed.append((file, before))
+    for group in _cpu_groups(pid, sandbox):
+        for name, weight in _WEIGHTS[priority].items():
+            with contextlib.suppress(OSError):
+                before = (group / name).read_text()
+                (group / name).write_text(weight)
+                changed.append((group / name, before))
     try:
         yield
     finally:
@@ -44,15 +73,15 @@ def background(pid: int) -> Iterator[None]:
                 file.write_text(before)
 
 
-def _cpu_weights(pid: int) -> Iterator[tuple[Path, str]]:
-    """Files with the weight of the process's control group, and its least value; cgroups(7)."""
+def _cpu_groups(pid: int, sandbox: str) -> Iterator[Path]:
+    """Folders of the control group of the process and, where that is in one of the sandbox's own, of this: there it is
+    what competes with other sandboxes. See cgroups(7)."""
     root = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
             if group == "/":
                 continue
-            if "cpu" in controllers.split(","):
-                yield root / controllers / group.lstrip("/") / "cpu.shares", "2"
-            elif not controllers:
-                yield root / group.lstrip("/") / "cpu.weight", "1"
+            if not controllers or "cpu" in controllers.split(","):
+                own = root / controllers / group.lstrip("/")
+                yield from (own, own.parent) if own.parent.name == sandbox else (own,)

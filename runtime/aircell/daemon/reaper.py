@@ -20,6 +20,7 @@ from aircell.daemon.engines import Engines
 from aircell.daemon.folder import Folder
 from aircell.daemon.launcher import Launcher
 from aircell.daemon.owner import Owner
+from aircell.daemon.pods import Pods
 from aircell.daemon.pool import Pools
 from aircell.daemon.record import Record
 from aircell.daemon.registry import Registry
@@ -42,6 +43,7 @@ class Reaper:
         registry: Registry,
         pools: Pools,
         zygotes: Zygotes,
+        pods: Pods,
         containerd: ManagedContainerd | None,
     ) -> None:
         self._config = config
@@ -50,6 +52,7 @@ class Reaper:
         self._registry = registry
         self._pools = pools
         self._zygotes = zygotes
+        self._pods = pods
         self._containerd = containerd
         self._sweeping = asyncio.Lock()
 
@@ -100,7 +103,7 @@ class Reaper:
         return await self._remove(info.id, name, why, dry_run)
 
     def _looked_after(self, name: str) -> bool:
-        return name in self._registry or name in self._pools or name in self._zygotes
+        return any(name in each for each in (self._registry, self._pools, self._zygotes, self._pods))
 
     def _folder(self, name: str) -> Folder:
         return Folder.of(self._config.state_dir, name)
@@ -118,7 +121,7 @@ class Reaper:
         try:
             if self._containerd:
                 await self._containerd.remove_lost()
-        except AircellError as error:
+        except (AircellError, OSError) as error:  # containerd, just back, removes things at the same time
             log.warning("the managed containerd cannot be searched for leftovers: %s", error)
 
     async def _remove(self, id: str, backend: str | None, why: str, dry_run: bool) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pydantic import model_validator
 
@@ -17,8 +17,12 @@ from aircell.errors import AircellError, from_wire
 from aircell.spec import LaunchRequest, Model, SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, State
 
-Kind = Literal["cold", "warm", "zygote"]
-"""How a sandbox came to its job: made for it, made before anybody asked, or the latter as the fork of a zygote."""
+if TYPE_CHECKING:
+    from aircell.daemon.place import Place
+
+Kind = Literal["cold", "warm", "zygote", "resident"]
+"""How a sandbox came to be: made for its job, made before anybody asked, or, at either time, as the fork of a
+zygote, or of a resident in whose sandbox it stays."""
 
 
 class Stopped(Exception):
@@ -34,8 +38,8 @@ class Record(Model):
 
     id: str
     made_as: str = ""
-    """What its folder and what it is on the engine are called: by its own id, or, when it was ready beforehand, by the
-    name that it had then."""
+    """What its folder and what it is on the engine are called: by its own id, or, when it or its pod was made before it
+    was asked for, by the name that that had then."""
     kind: Kind = "cold"
     backend: str
     role: str
@@ -85,7 +89,7 @@ class Record(Model):
         return self.model_copy(update={"digest": digest, "labels": {**self.labels, LABEL_IMAGE: digest}})
 
     @classmethod
-    def warm(cls, shape: Shape, node: str, role: Literal["warm", "zygote"] = "warm") -> Record:
+    def warm(cls, shape: Shape, node: str, role: Literal["warm", "zygote", "resident"] = "warm") -> Record:
         """That of a sandbox that has no job yet, nor anybody who asked for it."""
         sandbox = f"{role}-{secrets.token_hex(6)}"
         return cls(
@@ -98,6 +102,11 @@ class Record(Model):
             owner=Owner(),
             created_at=time.time(),
         ).of_image(shape.image)
+
+    @property
+    def was_ready(self) -> bool:
+        """It was made before its job was asked for."""
+        return self.kind != "cold" and self.made_as != self.id
 
     def served_by(self, name: str, kind: Kind) -> Record:
         """The same job's, in the sandbox of that name."""
@@ -116,11 +125,15 @@ class Sandbox:
         self.state = State.QUEUED
         self.exit: ExitStatus | None = None
         self.error: AircellError | None = None
+        self.shape = ""
+        """The key of its shape, once that is known."""
         self.log = ""
         """The end of the agent's own output, kept when the sandbox is gone."""
         self.events: list[dict[str, Any]] = []
         self.changing = asyncio.Lock()
         """Held while the engine stops or removes it: engines do badly with two such calls at once."""
+        self.place: Place | None = None
+        """Where its job lives, when that is not what the engine has under its record's name."""
         self._news = asyncio.Event()
         self._stop: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
 
@@ -132,6 +145,11 @@ class Sandbox:
     def names(self) -> tuple[str, str]:
         """Its id, and what it is called on the engine."""
         return self.record.id, self.record.made_as
+
+    def serve_in(self, name: str, kind: Kind, place: Place | None = None) -> None:
+        """From now on it is what has that name on the engine, and its job lives there, or in ``place``."""
+        self.record = self.record.served_by(name, kind)
+        self.place = place
 
     @property
     def ended(self) -> bool:
@@ -149,15 +167,15 @@ class Sandbox:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    def exited(self, exit: ExitStatus) -> None:
-        """The end of one whose job ran, or that was stopped."""
+    def exited(self, exit: ExitStatus, ended: float | None = None) -> None:
+        """The end of one whose job ran, or that was stopped. That was when, in seconds since the epoch; None: now."""
         self.exit = exit
-        self.publish(State.EXITED, exit=exit.to_wire())
+        self.publish(State.EXITED, exit=exit.to_wire(), times={"ended": ended or time.time()})
 
-    def failed(self, error: AircellError) -> None:
-        """The end of one whose job never ran."""
+    def failed(self, error: AircellError, ended: float | None = None) -> None:
+        """The end of one whose job never ran, see :meth:`exited`."""
         self.error = from_wire({**error.to_wire(), "sandbox": self.id})  # others may have failed of the same error
-        self.publish(State.FAILED, error=self.error.to_wire())
+        self.publish(State.FAILED, error=self.error.to_wire(), times={"ended": ended or time.time()})
 
     async def follow(self) -> AsyncIterator[dict[str, Any]]:
         """Every event from the first to the last, as they come."""

@@ -14,7 +14,6 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from aircell.daemon import distribution
 from aircell.daemon.credentials import Keyring
 from aircell.daemon.private_images import PrivateImages
 from aircell.daemon.registry_hosts import DEFAULT_FOLDERS, endpoints
@@ -86,6 +85,8 @@ class Rights:
         return (image.digest or private) if private or self._settings.verify == "all" else ""
 
     async def _ask(self, question: _Question) -> None:
+        from aircell.daemon import distribution  # its HTTP client takes 9 MiB, and most nodes have nothing to ask
+
         image = Reference.parse(question.source)
         auth = await self._keyring.read(question.credentials, image)
         where = await asyncio.to_thread(endpoints, image.registry, self._hosts)

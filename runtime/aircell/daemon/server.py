@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from aircell.daemon.concurrency import end, race
 from aircell.daemon.operations import Call, Operations
+from aircell.deadlines import within
 from aircell.errors import AircellError, DaemonUnavailable, InvalidSpec
 from aircell.protocol import AsyncConnection
 
@@ -128,7 +129,7 @@ class Server:
 
 async def _request(connection: AsyncConnection) -> Call | None:
     try:
-        frame = await asyncio.wait_for(connection.receive(), REQUEST_TIMEOUT)
+        frame = await within(REQUEST_TIMEOUT, connection.receive())
     except asyncio.TimeoutError as error:
         raise InvalidSpec(f"no request came within {REQUEST_TIMEOUT:g} s.") from error
     if frame is None:

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from aircell.daemon import tracing
+from aircell.daemon.calm import Calm
 from aircell.daemon.concurrency import complete, end
 from aircell.daemon.config import Config
 from aircell.daemon.containerd import ManagedContainerd
@@ -22,9 +24,13 @@ from aircell.daemon.image_gc import ImageGc
 from aircell.daemon.image_holds import ImageHolds
 from aircell.daemon.image_ledger import ImageLedger
 from aircell.daemon.images import ImageStore
+from aircell.daemon.keeper import Keeper
 from aircell.daemon.launcher import Launcher
+from aircell.daemon.learned_preloads import LearnedPreloads
+from aircell.daemon.maker import Maker
 from aircell.daemon.notify import notify
 from aircell.daemon.operations import Operations
+from aircell.daemon.pods import Pods
 from aircell.daemon.pool import Pools
 from aircell.daemon.private_images import PrivateImages
 from aircell.daemon.reaper import Reaper
@@ -65,16 +71,23 @@ async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd
     ledger = ImageLedger(Path(config.state_dir) / "images.json")
     holds = ImageHolds()
     images = _images(config, ledger, holds)
-    zygotes = Zygotes(config, engines)
-    pools = Pools(config, engines, zygotes)
+    learned = LearnedPreloads()
+    tracer = tracing.start(config.tracing.endpoint, config.node_id())
+    zygotes = Zygotes(config, engines, learned)
+    calm = Calm()
+    pods = Pods(config, engines, calm)
+    pools = Pools(config, engines, zygotes, learned, pods, calm)
     image_gc = ImageGc(config.image_gc, engines, ledger, holds, in_use=pools.images)
-    launcher = Launcher(config, engines, images, registry, pools)
-    reaper = Reaper(config, engines, launcher, registry, pools, zygotes, containerd)
+    keeper = Keeper(config, engines)
+    maker = Maker(config, engines, keeper, pools, zygotes, pods, calm)
+    launcher = Launcher(config, engines, images, registry, pools, maker, keeper, learned, tracer)
+    reaper = Reaper(config, engines, launcher, registry, pools, zygotes, pods, containerd)
     operations = Operations(config, engines, images, image_gc, registry, launcher, pools, reaper)
     server = Server(Path(config.socket_path), config.socket_group, operations)
     await reaper.sweep()
     server.listen()
-    work = [asyncio.create_task(each) for each in (server.serve(), reaper.run(), pools.run(), image_gc.run())]
+    background = (reaper.run(), pools.run(), pods.run(), image_gc.run())
+    work = [asyncio.create_task(each) for each in (server.serve(), *background)]
     if config.idle_exit:
         work.append(asyncio.create_task(_idle(config.idle_exit, server, registry)))
     signalled = asyncio.create_task(_signalled())
@@ -91,6 +104,7 @@ async def _serve(config: Config, engines: Engines, containerd: ManagedContainerd
         await registry.leave()
         await pools.drain()
         await server.close()
+        await asyncio.to_thread(tracer.stop)
 
 
 def _images(config: Config, ledger: ImageLedger, holds: ImageHolds) -> ImageStore:

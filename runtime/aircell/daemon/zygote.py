@@ -15,7 +15,7 @@ from typing import Any
 from aircell.backends.base import IdRange, SandboxPlan
 from aircell.backends.kernel_paths import MASKED_PATHS, READONLY_PATHS
 from aircell.daemon import outside
-from aircell.daemon.gate import Gate
+from aircell.daemon.gate import Gate, ListeningGate
 from aircell.errors import StartupFailed
 from aircell.protocol import AsyncConnection
 from aircell.spec import SandboxSpec, Security
@@ -65,14 +65,18 @@ class Zygote:
     """Of the sandbox that it is, in whose pod its shells are."""
     ids: IdRange
     gate: Gate
+    learned: tuple[str, ...] = ()
+    """Modules that it has tried to preload, beside those that were named."""
     view: outside.View = field(init=False)
     """When it was ready."""
 
     def __post_init__(self) -> None:
         self.view = outside.look(self.gate.peer_pid())
 
-    async def fill(self, gate: Gate, plan: SandboxPlan) -> int:
+    async def fill(self, gate: ListeningGate, plan: SandboxPlan, *, beforehand: bool) -> int:
         """Forks into the shell that is about to connect to ``gate``, until the fork waits there for its job.
+
+        ``beforehand``: there is no job yet.
 
         Returns its uid as the image has it. Raises StartupFailed when the fork is not what it should be. When the
         zygote or the fork ends, the leash closes, and the shell ends with it.
@@ -81,7 +85,7 @@ class Zygote:
         with contextlib.closing(leash):
             pid = leash.peer_credentials()[0]
             shell = outside.look(pid)
-            order = fork_order(plan, shell, self.ids)
+            order = fork_order(plan, shell, self.ids, beforehand=beforehand)
             with _opened(pid, "ns/mnt", "fd/1", "fd/2") as (mounts, stdout, stderr):
                 await self.gate.fork(order, (mounts, leash.sock.fileno(), stdout, stderr))
         await gate.connected()
@@ -96,9 +100,10 @@ class Zygote:
         return int(order["uid"])
 
 
-def fork_order(plan: SandboxPlan, shell: outside.View, ids: IdRange) -> dict[str, Any]:
+def fork_order(plan: SandboxPlan, shell: outside.View, ids: IdRange, *, beforehand: bool) -> dict[str, Any]:
     """The ``fork`` frame: its user is the shell's, which the engine has found in the image."""
     return {
+        "beforehand": beforehand,
         "hostname": plan.id[:_MAX_HOSTNAME],
         "own_network": plan.spec.network == "none",
         "own_shm": any(mount.target == "/dev/shm" for mount in plan.mounts),  # noqa: S108 - the path inside

@@ -22,7 +22,8 @@ from aircell.daemon.concurrency import settle
 from aircell.daemon.config import Config
 from aircell.daemon.engines import Engines
 from aircell.daemon.folder import Folder
-from aircell.daemon.processes import memory
+from aircell.daemon.learned_preloads import LearnedPreloads
+from aircell.daemon.processes import memory, resident_set
 from aircell.daemon.record import Record
 from aircell.daemon.shape import Shape
 from aircell.daemon.zygote import Zygote, why_not, zygote_spec
@@ -30,8 +31,8 @@ from aircell.errors import AircellError, EngineError
 
 log = logging.getLogger(__name__)
 
-_RETRY = 600.0
-"""Seconds after which a zygote that could not be made is tried again."""
+_FIRST_RETRY, _LAST_RETRY = 5.0, 600.0
+"""Seconds after which a zygote, or a fork, that could not be made is tried again; doubled each time."""
 _GROWTH = 2
 """A zygote that takes so many times the memory that it took when it was ready is replaced."""
 
@@ -41,15 +42,21 @@ class _Member:
     zygote: Zygote
     backend: str
     memory: int
+    """Bytes that it took when it was ready, as its share."""
+    size: int
+    """Bytes that it had then. Its share is no measure of growth: it falls with each fork, and is slow to find out."""
     wanted_at: float
+    suspect: bool = False
+    """The last fork of it could not be made."""
 
 
 class Zygotes:
     """Belongs to one event loop."""
 
-    def __init__(self, config: Config, engines: Engines) -> None:
+    def __init__(self, config: Config, engines: Engines, learned: LearnedPreloads) -> None:
         self._config = config
         self._engines = engines
+        self._learned = learned
         self._members: dict[str, _Member] = {}
         self._ended: dict[str, str] = {}
         """Backend by name of those that are to be removed once their forks have gone."""
@@ -57,7 +64,8 @@ class Zygotes:
         self._making = ""
         self._held: Counter[str] = Counter()
         """How many forks are being made of each."""
-        self._rests_until: dict[str, float] = {}
+        self._rests: dict[str, tuple[float, float]] = {}
+        """By key of a shape: until when it does without, and for how long."""
 
     def __contains__(self, name: str) -> bool:
         """Whether the zygote of that name is being made here, serves, or waits for the end of its last fork."""
@@ -67,34 +75,48 @@ class Zygotes:
     async def get(self, shape: Shape) -> Zygote | None:
         """The one for forks of this shape, which is made if need be; None where there can be none, or not now.
 
-        Not to be called twice at a time.
+        One that has not preloaded what has been learned since is replaced. Not to be called twice at a time.
         """
-        if (zygote := self._ready(shape)) is not None:
+        shape = self._learned.taught(shape)
+        if (zygote := self.ready(shape)) is not None and self._learned.suffices(zygote.learned, shape):
             return zygote
-        if not self._config.zygotes.enabled or why_not(shape.spec) or self._rests(shape):
+        if not self._config.zygotes.enabled or why_not(shape.spec) or self._rests_now(shape):
             return None
         try:
-            return await self._make(shape) if await self._supported(shape) else None
+            return await self._make(shape) if await supported(self._engines, shape) else None
         except (AircellError, OSError) as error:
             log.warning("no zygote of %s: %s", shape.spec.image, error)
-            self._rests_until[shape.key] = time.monotonic() + _RETRY
+            if self._learned.blame(shape, error):
+                return await self.get(shape)
+            self._rest(shape)
             return None
 
-    def failed(self, shape: Shape, zygote: Zygote) -> None:
-        """A fork of it could not be made. If that was not for its end, this shape does without for a while."""
-        if zygote is self._ready(shape):
-            self._rests_until[shape.key] = time.monotonic() + _RETRY
-
-    def _rests(self, shape: Shape) -> bool:
-        return self._rests_until.get(shape.key, 0.0) > time.monotonic()
-
-    def _ready(self, shape: Shape) -> Zygote | None:
+    def ready(self, shape: Shape) -> Zygote | None:
         """The one for forks of this shape, if there is one and it can."""
         member = self._members.get(shape.family)
-        if member is None or self._rests(shape):
+        if member is None or self._rests_now(shape):
             return None
         member.wanted_at = time.monotonic()
         return member.zygote
+
+    def failed(self, shape: Shape, zygote: Zygote) -> None:
+        """A fork of it could not be made. If that was not for its end, this shape does without for a while; and if no
+        other fork is made before the next that cannot be, the zygote is replaced: the engine may have lost its pod."""
+        if zygote is self.ready(shape) and zygote.gate.waits():
+            self._rest(shape)
+            member = self._members[shape.family]
+            if member.suspect:
+                log.warning("zygote %s ends: no forks can be made of it; those that there are go on", zygote.id)
+                self._end(shape.family)
+            member.suspect = True
+
+    def _rest(self, shape: Shape) -> None:
+        _, last = self._rests.get(shape.key, (0.0, _FIRST_RETRY / 2))
+        pause = min(2 * last, _LAST_RETRY)
+        self._rests[shape.key] = (time.monotonic() + pause, pause)
+
+    def _rests_now(self, shape: Shape) -> bool:
+        return shape.key in self._rests and self._rests[shape.key][0] > time.monotonic()
 
     @contextlib.contextmanager
     def held(self, zygote: Zygote | None) -> Iterator[None]:
@@ -103,6 +125,8 @@ class Zygotes:
         self._held[name] += 1
         try:
             yield
+            for member in self._members.values():
+                member.suspect &= member.zygote is not zygote
         finally:
             self._held[name] -= 1
 
@@ -114,7 +138,10 @@ class Zygotes:
         """Ends those that nobody has wanted for a while, or that have grown, and removes what it can."""
         now = time.monotonic()
         for family, member in list(self._members.items()):
-            if now - member.wanted_at > self._config.warm.idle_ttl or _has_grown(member):
+            if now - member.wanted_at > self._config.warm.idle_ttl:
+                self._end(family)
+            elif _has_grown(member):
+                log.warning("zygote %s ends: it has grown; its forks go on", member.zygote.id)
                 self._end(family)
         await self._remove_ended()
 
@@ -124,15 +151,10 @@ class Zygotes:
             self._end(family)
         await self._remove_ended()
 
-    async def _supported(self, shape: Shape) -> bool:
-        """Whether a pod of the shape's handler can have a user namespace of its own."""
-        info = await self._engines.get(shape.backend).info()
-        return (shape.spec.runtime_handler or "") in info.user_namespaces
-
     async def _make(self, shape: Shape) -> Zygote:
         own = dataclasses.replace(shape, spec=zygote_spec(shape.spec), mounts=(), sources=())
         record = Record.warm(own, self._config.node_id(), "zygote")
-        record = record.model_copy(update={"ids": free_range(self._config, self._used())})
+        record = record.model_copy(update={"ids": free_range(self._config, used_ranges(Path(self._config.state_dir)))})
         self._making = record.id
         bring_up = BringUp(
             record=record,
@@ -141,27 +163,26 @@ class Zygotes:
             backend=self._engines.get(shape.backend),
             policy=self._config.policy,
             publish=lambda *_, **__: None,
-            in_background=True,
         )
         try:
             gate = await bring_up.run()
+            self._learned.judge(shape, gate.report)
             assert record.ids is not None  # noqa: S101 - given above
-            zygote = Zygote(record.id, record.ids, gate)
-            member = _Member(zygote, shape.backend, memory(gate.peer_pid()), time.monotonic())
+            zygote = Zygote(record.id, record.ids, gate, shape.learned)
+            pid = gate.peer_pid()
+            member = _Member(zygote, shape.backend, memory(pid), resident_set(pid), time.monotonic())
         except BaseException:
             self._ended[record.id] = shape.backend
             raise
         finally:
             self._making = ""
+        if shape.family in self._members:
+            self._end(shape.family)
         self._members[shape.family] = member
+        self._rests.pop(shape.key, None)
         gate.watch(lambda: self._lose(shape.family))
         log.info("zygote %s of %s is ready", zygote.id, shape.spec.image)
         return zygote
-
-    def _used(self) -> Iterable[IdRange]:
-        """Ranges of every zygote that there is something left of, also of an earlier aircelld's."""
-        records = (self._folder(path.name).load() for path in (Path(self._config.state_dir) / "sandboxes").iterdir())
-        return [record.ids for record in records if record is not None and record.ids is not None]
 
     def _folder(self, name: str) -> Folder:
         return Folder.of(self._config.state_dir, name)
@@ -191,6 +212,18 @@ class Zygotes:
                     log.warning("zygote %s cannot be removed yet: %s", zygote, error)
 
 
+async def supported(engines: Engines, shape: Shape) -> bool:
+    """Whether a pod of the shape's handler can have a user namespace of its own."""
+    info = await engines.get(shape.backend).info()
+    return (shape.spec.runtime_handler or "") in info.user_namespaces
+
+
+def used_ranges(state: Path) -> Iterable[IdRange]:
+    """Those of every sandbox with ids of its own that there is something left of, also of an earlier aircelld's."""
+    records = (Folder(path).load() for path in (state / "sandboxes").iterdir())
+    return [record.ids for record in records if record is not None and record.ids is not None]
+
+
 def free_range(config: Config, used: Iterable[IdRange]) -> IdRange:
     """The first range of ids that none of ``used`` overlaps. Raises EngineError when there is none."""
     settings, taken = config.zygotes, list(used)
@@ -209,6 +242,6 @@ def free_range(config: Config, used: Iterable[IdRange]) -> IdRange:
 
 def _has_grown(member: _Member) -> bool:
     try:
-        return memory(member.zygote.gate.peer_pid()) > _GROWTH * member.memory
-    except (OSError, StopIteration):  # it has just ended, which its gate will tell
+        return resident_set(member.zygote.gate.peer_pid()) > _GROWTH * member.size
+    except OSError:  # it has just ended, which its gate will tell
         return False

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, ClassVar, TypeVar
 from weakref import WeakValueDictionary
@@ -19,7 +20,7 @@ from weakref import WeakValueDictionary
 from pydantic import ValidationError
 
 from aircell.backends import mounts
-from aircell.backends.base import LABEL_SANDBOX, Backend, EngineInfo, PullProgress, RegistryAuth, SandboxPlan
+from aircell.backends.base import LABEL_SANDBOX, Backend, EngineInfo, PodPlan, PullProgress, RegistryAuth, SandboxPlan
 from aircell.backends.cri import cgroups, engine, log_format, translate
 from aircell.backends.cri.calls import Calls
 from aircell.backends.cri.client import CriClient
@@ -27,6 +28,7 @@ from aircell.backends.cri.config import CriConfig
 from aircell.backends.cri.image_files import ImageFiles
 from aircell.backends.cri.process import ContainerProcess
 from aircell.backends.cri.progress import watched
+from aircell.deadlines import within
 from aircell.errors import AircellError, EngineError, EngineUnavailable, InvalidSpec, NotFound, UnsupportedSpec
 from aircell.spec import SandboxSpec
 from aircell.status import ExitStatus, ImageInfo, SandboxInfo
@@ -126,6 +128,11 @@ class CriBackend(Backend):
 
     # --- The life of a sandbox ---
 
+    async def prepare(self, plan: PodPlan) -> str:
+        placement = await self._place(plan.spec, plan.id)
+        async with self._alone(plan.id):
+            return await self._run_pod(plan, placement)
+
     async def create(self, plan: SandboxPlan) -> None:
         if plan.spec.resources.shm is not None and all(mount.target != SHM for mount in plan.mounts):
             raise UnsupportedSpec(
@@ -139,42 +146,52 @@ class CriBackend(Backend):
             await self._make(plan, placement)
 
     async def _make(self, plan: SandboxPlan, placement: translate.Placement) -> None:
-        if plan.within:
-            pod = await self._calls.pod(plan.within)
-        else:
-            pod = await self._calls.run_pod(translate.run_pod_sandbox(plan, placement), plan.id)
+        pod = await self._pod_for(plan, placement)
         try:
             if not self._node.cgroup_v2 and plan.spec.resources.pids is not None:
                 cgroups.limit_pids(self._cgroup_root, placement.cgroup_parent, plan.spec.resources.pids)
             await self._calls.create_container(translate.create_container(plan, placement, pod), plan.spec, plan.id)
         except BaseException:
-            await self._clean_up(plan.id)
+            if not plan.within:  # else nothing has been made, or there was one of that id before
+                await self._clean_up(plan.id)
             raise
+
+    async def _pod_for(self, plan: SandboxPlan, placement: translate.Placement) -> str:
+        if plan.within:
+            return await self._calls.pod(plan.within)
+        if not plan.pod:
+            return await self._run_pod(plan, placement)
+        if not translate.pod_is_ready(await self._calls.pod_status(plan.pod, plan.id)):
+            raise NotFound("the pod sandbox that was prepared has ended.", sandbox=plan.id)
+        return plan.pod
+
+    async def _run_pod(self, plan: PodPlan, placement: translate.Placement) -> str:
+        return await self._calls.run_pod(translate.run_pod_sandbox(plan, placement), plan.id)
 
     async def start(self, sandbox: str) -> None:
         async with self._alone(sandbox):
-            container = await self._calls.container(sandbox)
-            await self._calls.start_container(container.id, sandbox)
+            await self._calls.start_container(await self._calls.container(sandbox), sandbox)
 
     async def wait(self, sandbox: str) -> ExitStatus:
         container = await _patiently(lambda: self._calls.container(sandbox))
-        oom_seen = False
+        oom_seen = seen_to_end = False
         for pause in _pauses():
-            answer = await _patiently(lambda: self._calls.status(container.id, sandbox))
+            answer = await _patiently(partial(self._calls.status, container, sandbox, verbose=not seen_to_end))
             if answer.status.state == cri.CONTAINER_EXITED:
                 return translate.exit_status(answer.status, oom_seen=oom_seen)
-            process = ContainerProcess.open(translate.first_process(answer), container.id, self._cgroup_root)
+            process = ContainerProcess.open(translate.first_process(answer), container, self._cgroup_root)
+            del answer  # it holds the whole OCI spec, and what follows lasts as long as the job
             if process is None:
                 await asyncio.sleep(pause)
                 continue
             with process:
                 oom_seen = await process.ended()
                 process.kill_rest()
+            seen_to_end = True
         raise AssertionError("unreachable: there is always another pause")
 
     async def log_tail(self, sandbox: str, max_bytes: int = 8192) -> str:
-        container = await self._calls.container(sandbox)
-        answer = await self._calls.status(container.id, sandbox)
+        answer = await self._calls.status(await self._calls.container(sandbox), sandbox)
         return await asyncio.to_thread(log_format.tail, Path(answer.status.log_path), max_bytes)
 
     async def stop(self, sandbox: str, grace: float) -> None:
@@ -186,12 +203,13 @@ class CriBackend(Backend):
     async def remove(self, sandbox: str) -> None:
         async with self._alone(sandbox):
             await self._remove(sandbox)
+            self._calls.forget(sandbox)
 
     async def _remove(self, sandbox: str) -> None:
         parents = {f"{self._config.cgroup_parent}/{sandbox}"}
         pods = await self._calls.pods({LABEL_SANDBOX: sandbox})
         if not pods:
-            await self._remove_shell(sandbox)
+            parents |= await self._remove_shell(sandbox)
         for pod in pods:
             parents.add(await self._cgroup_parent(pod.id, sandbox))
             await self._calls.stop_pod(pod.id, sandbox)
@@ -233,22 +251,28 @@ class CriBackend(Backend):
             await asyncio.sleep(_LOADED_POLL)
         return image
 
-    async def _remove_shell(self, sandbox: str) -> None:
+    async def _remove_shell(self, sandbox: str) -> set[str]:
+        """The control groups that it was in."""
+        parents = set()
         for container in await self._calls.containers({LABEL_SANDBOX: sandbox}):
             with contextlib.suppress(NotFound, asyncio.TimeoutError):
-                await asyncio.wait_for(self._kill_shell(container.id, sandbox), self._config.make_timeout)
+                killing = self._kill_shell(container.id, sandbox)
+                parents.add(await within(self._config.make_timeout, killing))
             await self._calls.remove_container(container.id, sandbox)
+        return parents
 
-    async def _kill_shell(self, container: str, sandbox: str) -> None:
-        """Returns when the engine knows that it has ended: containerd fails to remove it in the moment before."""
+    async def _kill_shell(self, container: str, sandbox: str) -> str:
+        """Returns the control group that it was in, when the engine knows that it has ended: containerd fails to
+        remove it in the moment before."""
         for pause in _pauses():
-            answer = await self._calls.status(container, sandbox)
+            answer = await self._calls.status(container, sandbox, verbose=True)
             if answer.status.state != cri.CONTAINER_RUNNING:
-                return
+                return translate.cgroup_of_shell(answer)
             if process := ContainerProcess.open(translate.first_process(answer), container, self._cgroup_root):
                 with process:
                     process.kill_rest()
             await asyncio.sleep(pause)
+        raise AssertionError("unreachable: there is always another pause")
 
     async def _facts(self) -> engine.Engine:
         """What the engine can do, asked again after a while: it may have been replaced by another version."""

@@ -30,6 +30,9 @@ class Calls:
     def __init__(self, client: CriClient, config: CriConfig) -> None:
         self._client = client
         self._config = config
+        self._pods: dict[str, str] = {}
+        self._containers: dict[str, str] = {}
+        """The engine's ids by sandbox, until it is forgotten: they never change."""
 
     # --- Questions ---
 
@@ -46,9 +49,12 @@ class Calls:
 
     async def pod(self, sandbox: str) -> str:
         """The engine's id of a sandbox's pod. Raises NotFound."""
-        for pod in await self.pods({LABEL_SANDBOX: sandbox}):
-            return pod.id
-        raise NotFound("the container engine has no such pod sandbox.", sandbox=sandbox)
+        if sandbox not in self._pods:
+            found = await self.pods({LABEL_SANDBOX: sandbox})
+            if not found:
+                raise NotFound("the container engine has no such pod sandbox.", sandbox=sandbox)
+            self._pods[sandbox] = found[0].id
+        return self._pods[sandbox]
 
     async def pod_status(self, pod: str, sandbox: str) -> cri.PodSandboxStatusResponse:
         """Verbose. Raises NotFound."""
@@ -59,15 +65,23 @@ class Calls:
         request = cri.ListContainersRequest(filter=cri.ContainerFilter(label_selector=labels))
         return list((await self._ask(self._client.runtime.ListContainers, request, "listing containers")).containers)
 
-    async def container(self, sandbox: str) -> cri.Container:
-        """The one container of a sandbox. Raises NotFound."""
-        for container in await self.containers({LABEL_SANDBOX: sandbox}):
-            return container
-        raise NotFound("the container engine has no such sandbox.", sandbox=sandbox)
+    async def container(self, sandbox: str) -> str:
+        """The engine's id of the one container of a sandbox. Raises NotFound."""
+        if sandbox not in self._containers:
+            found = await self.containers({LABEL_SANDBOX: sandbox})
+            if not found:
+                raise NotFound("the container engine has no such sandbox.", sandbox=sandbox)
+            self._containers[sandbox] = found[0].id
+        return self._containers[sandbox]
 
-    async def status(self, container: str, sandbox: str) -> cri.ContainerStatusResponse:
-        """Verbose. Raises NotFound."""
-        request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    def forget(self, sandbox: str) -> None:
+        """What has been removed. Idempotent."""
+        self._pods.pop(sandbox, None)
+        self._containers.pop(sandbox, None)
+
+    async def status(self, container: str, sandbox: str, *, verbose: bool = False) -> cri.ContainerStatusResponse:
+        """``verbose`` tells the process and the whole OCI spec, and costs the engine milliseconds. Raises NotFound."""
+        request = cri.ContainerStatusRequest(container_id=container, verbose=verbose)
         return await self._ask(self._client.runtime.ContainerStatus, request, "asking for a container", sandbox)
 
     # --- Sandboxes ---
@@ -80,7 +94,9 @@ class Calls:
     async def create_container(self, request: cri.CreateContainerRequest, spec: SandboxSpec, sandbox: str) -> None:
         """Raises ImageError and UnsupportedSpec for what the spec asks for and is not there."""
         refine = errors.creating(spec)
-        await self._do(self._client.runtime.CreateContainer, request, "making the container", sandbox, refine=refine)
+        make = self._client.runtime.CreateContainer
+        answer = await self._do(make, request, "making the container", sandbox, refine=refine)
+        self._containers[sandbox] = answer.container_id
 
     async def start_container(self, container: str, sandbox: str) -> None:
         """Raises StartupFailed when the engine cannot find the program."""

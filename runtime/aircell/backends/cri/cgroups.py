@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 from aircell.errors import EngineError
@@ -27,9 +28,11 @@ def is_v2(root: Path) -> bool:
 
 def limit_pids(root: Path, group: str, pids: int) -> None:
     """Sets the limit of a group of cgroup v1, made if need be. Raises EngineError when that cannot be done."""
-    file = root / "pids" / group.lstrip("/") / "pids.max"
+    hierarchy = root / "pids"
+    file = hierarchy / group.lstrip("/") / "pids.max"
     try:
-        file.parent.mkdir(exist_ok=True)  # of a shell, whose pod is in another beside it
+        hierarchy.stat()  # or a folder that is no control group would be made
+        file.parent.mkdir(parents=True, exist_ok=True)  # of a shell, whose pod is in another
         file.write_text(str(pids))
     except OSError as error:
         raise EngineError(
@@ -56,8 +59,7 @@ def _try_to_remove(root: Path, group: str) -> str:
     """What is still in use, because whatever was killed needs a moment to end; empty when nothing is."""
     in_use = ""
     for hierarchy in root.iterdir():
-        top = hierarchy / group.lstrip("/")
-        for folder in (*sorted(top.glob("**/"), reverse=True), top):
+        for folder in map(Path, _bottom_up(f"{hierarchy}/{group.lstrip('/')}")):
             try:
                 if outlived := kill_all(folder):
                     logger.warning("killed the processes %s, which outlived their sandbox in %s", outlived, folder)
@@ -67,6 +69,11 @@ def _try_to_remove(root: Path, group: str) -> str:
             except OSError as error:
                 in_use = f"{folder}: {error.strerror}"
     return in_use
+
+
+def _bottom_up(group: str) -> Iterator[str]:
+    """Control groups from the lowest to this; nothing when there is none."""
+    return (folder for folder, _, _ in os.walk(group, topdown=False))
 
 
 def kill_all(folder: Path) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc.aio
 
@@ -36,19 +36,21 @@ class CriClient:
     def __init__(self, socket: str) -> None:
         self._socket = socket
         self._channel: grpc.aio.Channel | None = None
+        self._stubs: dict[type, Any] = {}
+        """By service; making one costs more than a call."""
 
     @property
     def runtime(self) -> RuntimeServiceAsyncStub:
-        return cast("RuntimeServiceAsyncStub", api_pb2_grpc.RuntimeServiceStub(self._connect()))
+        return cast("RuntimeServiceAsyncStub", self._stub(api_pb2_grpc.RuntimeServiceStub))
 
     @property
     def images(self) -> ImageServiceAsyncStub:
-        return cast("ImageServiceAsyncStub", api_pb2_grpc.ImageServiceStub(self._connect()))
+        return cast("ImageServiceAsyncStub", self._stub(api_pb2_grpc.ImageServiceStub))
 
     @property
     def content(self) -> ContentAsyncStub:
         """containerd's own; other engines answer UNIMPLEMENTED."""
-        return cast("ContentAsyncStub", content_pb2_grpc.ContentStub(self._connect()))
+        return cast("ContentAsyncStub", self._stub(content_pb2_grpc.ContentStub))
 
     async def call(
         self,
@@ -81,8 +83,14 @@ class CriClient:
     async def close(self) -> None:
         """Idempotent; the next call would connect again."""
         channel, self._channel = self._channel, None
+        self._stubs.clear()
         if channel is not None:
             await channel.close()
+
+    def _stub(self, service: type) -> Any:
+        if service not in self._stubs:
+            self._stubs[service] = service(self._connect())
+        return self._stubs[service]
 
     def _connect(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aircell.backends.cri.config import CriConfig
+from aircell.deadlines import within
 from aircell.errors import EngineError, EngineUnavailable
 
 _NAMESPACE = "k8s.io"
@@ -79,7 +80,7 @@ class ImageFiles:
                 hint="Install it, or name it in `backends.cri.ctr` of aircelld's configuration.",
             ) from error
         try:
-            output, errors = await asyncio.wait_for(process.communicate(), self._config.pull_timeout)
+            output, errors = await within(self._config.pull_timeout, process.communicate())
         except asyncio.TimeoutError as error:
             raise EngineUnavailable(f"`{' '.join(argv)}` took over {self._config.pull_timeout:g} s.") from error
         finally:

@@ -11,7 +11,7 @@ import signal as signals
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aircell.backends.base import LABEL_SANDBOX, IdRange, RegistryAuth, SandboxPlan
+from aircell.backends.base import LABEL_SANDBOX, IdRange, PodPlan, RegistryAuth, SandboxPlan
 from aircell.backends.kernel_paths import MASKED_PATHS, READONLY_PATHS
 from aircell.reference import own_digest
 from aircell.spec import Mount, Resources, Security
@@ -46,13 +46,13 @@ class Placement:
 # --- The pod sandbox ---
 
 
-def run_pod_sandbox(plan: SandboxPlan, placement: Placement) -> cri.RunPodSandboxRequest:
+def run_pod_sandbox(plan: PodPlan, placement: Placement) -> cri.RunPodSandboxRequest:
     return cri.RunPodSandboxRequest(
         config=pod_sandbox_config(plan, placement), runtime_handler=placement.runtime_handler
     )
 
 
-def pod_sandbox_config(plan: SandboxPlan, placement: Placement) -> cri.PodSandboxConfig:
+def pod_sandbox_config(plan: PodPlan, placement: Placement) -> cri.PodSandboxConfig:
     dns = plan.spec.dns
     return cri.PodSandboxConfig(
         metadata=cri.PodSandboxMetadata(name=plan.id, uid=plan.id, namespace=POD_NAMESPACE),
@@ -74,7 +74,7 @@ def pod_sandbox_config(plan: SandboxPlan, placement: Placement) -> cri.PodSandbo
     )
 
 
-def namespaces(plan: SandboxPlan) -> cri.NamespaceOption:
+def namespaces(plan: PodPlan) -> cri.NamespaceOption:
     """Network as asked for; PID of the container's own; IPC and the rest of the pod's."""
     network = cri.NODE if plan.spec.network == "host" else cri.POD
     options = cri.NamespaceOption(network=network, pid=cri.CONTAINER, ipc=cri.POD)
@@ -167,7 +167,8 @@ def security_context(plan: SandboxPlan) -> cri.LinuxContainerSecurityContext:
 
 def engines_part(paths: Sequence[str], plan: SandboxPlan) -> list[str]:
     """The kernel lets nobody mount a fresh /proc where parts of another are hidden, so a shell's is whole."""
-    return [path for path in paths if not (plan.within and path.startswith("/proc/"))]
+    bare = plan.within or plan.bare_proc
+    return [path for path in paths if not (bare and path.startswith("/proc/"))]
 
 
 def capabilities(security: Security) -> cri.Capability:
@@ -221,10 +222,20 @@ def first_process(answer: cri.ContainerStatusResponse) -> int:
     return int(json.loads(answer.info.get("info", "{}")).get("pid", 0))
 
 
+def pod_is_ready(answer: cri.PodSandboxStatusResponse) -> bool:
+    return answer.status.state == cri.SANDBOX_READY
+
+
 def cgroup_parent(answer: cri.PodSandboxStatusResponse) -> str:
     """What a pod sandbox was made with, from its verbose status; empty when the engine does not say."""
     config = json.loads(answer.info.get("info", "{}")).get("config", {})
     return str(config.get("linux", {}).get("cgroup_parent", ""))
+
+
+def cgroup_of_shell(answer: cri.ContainerStatusResponse) -> str:
+    """The group around a shell's own, from its verbose status; empty when the engine does not say."""
+    path = json.loads(answer.info.get("info", "{}")).get("runtimeSpec", {}).get("linux", {}).get("cgroupsPath", "")
+    return str(path).rpartition("/")[0]
 
 
 def image_info(image: cri.Image, reference: str = "") -> ImageInfo:
@@ -242,13 +253,13 @@ def sandbox_info(
     whole: cri.PodSandbox | cri.Container, container: cri.Container | None, exited: cri.ContainerStatus | None
 ) -> SandboxInfo:
     """What the sandbox is as a whole, a pod or a shell, with its container, if it has one, and that container's
-    status, if it has exited."""
+    status, if it has exited. What the container's labels say goes before what those of a prepared pod do."""
     return SandboxInfo(
         id=whole.labels[LABEL_SANDBOX],
         engine_id=whole.id,
         running=container is not None and container.state == cri.CONTAINER_RUNNING,
         created_at=whole.created_at / _NANOSECONDS,
-        labels=dict(whole.labels),
+        labels={**whole.labels, **(container.labels if container is not None else {})},
         annotations=dict(whole.annotations),
         image=container.image.image if container is not None else "",
         exit=exit_status(exited, oom_seen=False) if exited is not None else None,

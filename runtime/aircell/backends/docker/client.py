@@ -18,6 +18,7 @@ from aircell.backends.docker import errors, translate
 from aircell.backends.docker.config import DockerConfig, connection
 from aircell.backends.docker.engine import Engine, read_engine
 from aircell.backends.pull_failures import STALLED
+from aircell.deadlines import within
 from aircell.errors import InvalidSpec, NotFound
 
 T = TypeVar("T")
@@ -111,7 +112,7 @@ class DockerClient:
         async def pull(docker: Docker) -> None:
             messages: AsyncIterator[Json] = docker.images.pull(reference, auth=auth, stream=True)
             try:
-                while (message := await asyncio.wait_for(anext(messages, None), patience)) is not None:
+                while (message := await within(patience, anext(messages, None))) is not None:
                     heard(message)
             except asyncio.TimeoutError as error:
                 raise STALLED.error(reference, f"nothing came for {patience:g} s") from error
@@ -157,7 +158,7 @@ class DockerClient:
     ) -> T:
         docker = self._connect()
         try:
-            return await asyncio.wait_for(request(docker), seconds)
+            return await within(seconds, request(docker))
         except (DockerError, aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise errors.translate(
                 error, doing=doing, host=self._address, seconds=seconds or 0, sandbox=sandbox, refine=refine
