@@ -103,7 +103,7 @@ def test_a_timeout_ends_the_whole_sandbox(stack: ParsingStack, node: Node) -> No
     assert any(sandbox["labels"].get("aircell.dev/file") == "stubborn.py" for sandbox in node.ps())
     killed = "exceeding the timeout of 20.00 seconds. Killing it!"
     wait_until(lambda: killed in stack.component_log("dag-processor"), killed, TIMEOUT + 40)
-    node.clean(30)
+    node.clean()
     stack.write("afterwards.py", PLAIN.format(dag_id="afterwards"))
     stack.wait_for_dags("afterwards")
 

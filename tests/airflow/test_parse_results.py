@@ -185,4 +185,4 @@ def test_nonsense_in_a_log_harms_nobody(stack: ParsingStack) -> None:
 
 def test_nothing_is_left(stack: ParsingStack, node: Node) -> None:
     stack.wait_for_dags("honest", "old", "new", "zipped", "noisy")
-    node.clean(30)
+    node.clean()

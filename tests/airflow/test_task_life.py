@@ -139,7 +139,7 @@ def test_a_worker_that_is_killed_takes_its_sandbox_along(sandboxed_stack: Airflo
     sandboxed_stack.trigger("waits", "orphaned")
     wait_until_begun(sandboxed_stack, "waits", "orphaned", "sleeps")
     supervisor_of(sandboxed_stack.task_instance("waits", "orphaned", "sleeps")).kill()
-    node.clean(seconds=20)
+    node.clean()
 
 
 def test_what_a_task_can_make_its_supervisor_keep_is_bounded(sandboxed_stack: AirflowStack) -> None:

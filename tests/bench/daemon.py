@@ -12,6 +12,7 @@ from tests.bench import jobs
 from tests.bench.lab import Lab
 from tests.bench.live import live
 from tests.bench.results import Series
+from tests.bench.steps import Steps
 from tests.support.images import reference
 from tests.support.jobs import request
 from tests.support.node import Node
@@ -29,6 +30,7 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
     memory: dict[str, list[float]] = {}
     idle: dict[str, list[float]] = {}
     handover: dict[str, list[float]] = {}
+    steps: dict[str, Steps] = {}
     with contextlib.ExitStack() as stack:
         there = 0
         for count in (0, 50, 200) if lab.effort == "full" else (0, 20):
@@ -38,10 +40,14 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
             lab.settle()
             idle[f"{count} live"] = [_idle(node) for _ in range(lab.samples(full=6, quick=1))]
             memory[f"{count} live"] = [psutil.Process(node.pid).memory_info().rss / 2**20]
-            handover[f"{max(count, 1)} live"] = _handovers(lab, node)
+            row = f"{max(count, 1)} live"
+            steps[row] = Steps()
+            handover[row] = _handovers(lab, node, steps[row])
     yield "resident memory", Series(unit="MiB", samples=memory)
     yield "CPU when idle", Series(unit="% of a CPU", samples=idle)
     yield "hand-over", Series(unit="ms", samples=handover, base="1 live")
+    for row, taken in steps.items():
+        yield f"steps of a hand-over, {row}", Series(unit="ms", samples=taken.samples)
     yield "hand-over by known images", Series(unit="ms", samples=_by_images(lab, node), base="as they are")
 
 
@@ -52,19 +58,21 @@ def _idle(node: Node) -> float:
     return 100 * (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
 
 
-def _handovers(lab: Lab, node: Node) -> list[float]:
+def _handovers(lab: Lab, node: Node, steps: Steps) -> list[float]:
     taken = []
     for _ in range(lab.samples(full=100, quick=10)):
         lab.settle()
-        taken.append(jobs.first_line(node.client, jobs.request("base")).milliseconds)
+        launch = jobs.first_line(node.client, jobs.request("base"))
+        taken.append(launch.milliseconds)
+        steps.note(launch, node.history(launch.sandbox))
     return taken
 
 
 def _by_images(lab: Lab, node: Node) -> dict[str, list[float]]:
     """The engine gets many more names, all of one image: what is looked up is the name."""
-    taken = {"as they are": _handovers(lab, node)}
+    taken = {"as they are": _handovers(lab, node, Steps())}
     names = [f"localhost/aircell/bench:{number}" for number in range(_TAGS)]
     lab.engine.ctr("images", "tag", reference("base"), *names)
-    taken[f"{_TAGS} more"] = _handovers(lab, node)
+    taken[f"{_TAGS} more"] = _handovers(lab, node, Steps())
     lab.engine.ctr("images", "rm", *names)
     return taken

@@ -91,7 +91,7 @@ def _rate(lab: Lab, way: str, files: Files) -> float:
         parsed = _Counter(stack)
         wait_until(lambda: parsed.look() >= _WARM_UP, "the first parses", _START_SECONDS, why=stack.why)
         wait_until(lambda: lab.begun(way, files.image), f"a first {way} is used", _START_SECONDS, why=stack.why)
-        return _count(parsed, seconds=lab.samples(full=60, quick=5))
+        return _count(parsed, seconds=lab.samples(full=20, quick=5))
 
 
 def _count(parsed: _Counter, seconds: float) -> float:

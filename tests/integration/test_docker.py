@@ -85,7 +85,7 @@ def test_a_worker_that_dies_takes_its_job_with_it(node: DockerNode) -> None:
     worker = Worker(node.socket, {**request("sleep", "600"), "backend": "docker"})
     node.wait_state(worker.sandbox, "running")
     worker.kill()
-    node.clean(20)
+    node.clean()
 
 
 def test_an_image_without_the_interpreter(node: DockerNode) -> None:

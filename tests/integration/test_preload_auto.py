@@ -70,7 +70,7 @@ def image(node: Node) -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def nothing_is_left(node: Node) -> Iterator[None]:
     yield
-    node.clean(30)  # one that is being made again, with the least CPU weight, is removed when it is ready
+    node.clean()  # one that is being made again, with the least CPU weight, is removed when it is ready
 
 
 @pytest.fixture
