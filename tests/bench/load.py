@@ -31,7 +31,7 @@ _PAUSE = 1.0
 def burst(lab: Lab) -> Iterator[tuple[str, Series]]:
     """All tasks of a run at a time: seconds from the first that was queued to the end of the last."""
     taken: dict[str, list[float]] = {way: [] for way in lab.ways}
-    for number in range(lab.samples(full=5, quick=1)):
+    for number in range(lab.samples(full=3, quick=1)):
         for way in lab.ways:
             dag_id, run_id = f"burst_{way}", f"burst-{way}-{number}"
             lab.settle()

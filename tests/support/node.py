@@ -160,7 +160,7 @@ class Node:
         """Makes a test image available; returns what engines call it."""
         if name not in self._loaded:
             self.ctr("images", "import", str(archive(name)))
-            self.wait_until(lambda: reference(name) in self._images(), f"the engine sees the image {name}")
+            self.wait_until(lambda: reference(name) in self.images(), f"the engine sees the image {name}")
             self._loaded.add(name)
         return reference(name)
 
@@ -236,7 +236,8 @@ class Node:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         return {**ours, "PIP_CONFIG_FILE": str(self.pip_conf)}
 
-    def _images(self) -> set[str]:
+    def images(self) -> set[str]:
+        """What engines call those that there are."""
         return {tag for image in self.answer("images")["images"] for tag in image["tags"]}
 
     def _answers(self) -> bool:
