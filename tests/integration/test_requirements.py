@@ -57,7 +57,7 @@ def test_one_build_serves_all_who_want_it(node: Node, slow: PackageIndex) -> Non
     assert building[0]["base"] == "localhost/aircell/base:test"
     assert building[0]["image"].startswith("localhost/aircell/requirements:")
     assert "greeting-1.0" in "".join(event["line"] for event in building)
-    assert building[0]["image"] in node._images()
+    assert building[0]["image"] in node.images()
     assert said(node, LOOK, "greeting==1.0") == [FOLDER, f"{FOLDER}/bin"]
     assert builds(node) == before + 1
     with pytest.raises(RefusedByPolicy, match="cannot be named"):
@@ -67,14 +67,14 @@ def test_one_build_serves_all_who_want_it(node: Node, slow: PackageIndex) -> Non
 def test_an_image_made_for_requirements_is_pruned_when_nobody_uses_it(node: Node, index: PackageIndex) -> None:
     with node.launch("sh", "-c", "read line", requirements=("other",)) as sandbox:
         node.wait_state(sandbox.id, "running")
-        made = {name for name in node._images() if "/requirements:" in name}
+        made = {name for name in node.images() if "/requirements:" in name}
         node.answer("prune_images")
-        assert made & node._images(), "one is in use"
+        assert made & node.images(), "one is in use"
         sandbox.requests.sendall(b"\n")
         assert sandbox.wait(30).code == 0
     node.wait_until(lambda: node.ps() == [], "nothing uses it")
     node.answer("prune_images")
-    assert not made & node._images()
+    assert not made & node.images()
 
 
 def test_who_stops_the_last_launch_stops_the_build(node: Node, slow: PackageIndex) -> None:
