@@ -13,8 +13,9 @@ from tests.bench.results import Series
 from tests.support.node import Node
 
 _AT_ONCE = 4
-_EARLY = 0.1
-"""The part of all launches after which aircelld has what it always keeps, such as the last that ended."""
+_PARTS = 10
+"""After the first of them aircelld has what it always keeps, such as the last that ended."""
+_FIRST = f"1/{_PARTS}"
 _FEWEST = 20
 """Launches after which its pool is as large as it gets."""
 
@@ -25,17 +26,18 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
     kind = lab.kinds[-1]
     node = lab.fresh_node(kind)
     count = lab.samples(full=5000, quick=40)
-    early = max(_FEWEST, int(count * _EARLY))
     memory: dict[str, list[float]] = {}
     descriptors: dict[str, list[float]] = {}
-    for when, launches in (("early", early), ("late", count - early)):
-        _launch(node, launches)
+    process = psutil.Process(node.pid)
+    _launch(node, _FEWEST)
+    for part in range(1, _PARTS + 1):
+        _launch(node, count // _PARTS)
         lab.settle()
-        process = psutil.Process(node.pid)
-        memory[when] = [process.memory_info().rss / 2**20]
-        descriptors[when] = [process.num_fds()]
-    yield "resident memory", Series(unit="MiB", samples=memory, base="early")
-    yield "descriptors", Series(unit="", samples=descriptors, base="early")
+        after = f"{part}/{_PARTS}"
+        memory[after] = [process.memory_info().rss / 2**20]
+        descriptors[after] = [process.num_fds()]
+    yield "resident memory", Series(unit="MiB", samples=memory, base=_FIRST)
+    yield "descriptors", Series(unit="", samples=descriptors, base=_FIRST)
 
 
 def _launch(node: Node, count: int) -> None:

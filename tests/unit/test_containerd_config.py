@@ -81,7 +81,7 @@ def test_containerd_2() -> None:
     images = {"snapshotter": "overlayfs", "pinned_images": {"sandbox": PAUSE_IMAGE}, "registry": REGISTRY}
     plugins = {
         "io.containerd.cri.v1.images": images,
-        "io.containerd.cri.v1.runtime": RUNTIME,
+        "io.containerd.cri.v1.runtime": RUNTIME | {"stats_collect_period": "10s"},
         "io.containerd.nri.v1.nri": {"disable": True},
     }
     assert rendered(2) == COMMON | {"version": 3, "plugins": OPT | plugins}
