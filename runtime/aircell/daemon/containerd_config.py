@@ -24,8 +24,8 @@ NONE_SUFFIX = "-none"
 _RUNTIMES = ("runc", "crun", "youki")
 _CAP_SYS_RESOURCE = 24
 _STATS_PERIOD = "10s"
-"""Between two readings of every container's CPU time for ``crictl stats``. containerd 2.3 has 1 s, which took half a CPU
-beside 200 sandboxes: see ``docs/performance.md``."""
+"""Between two readings of every container's CPU time for ``crictl stats``. containerd 2.3 has 1 s, which took half a
+CPU beside 200 sandboxes: see ``docs/performance.md``."""
 _UNUSED_PLUGINS = (
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
