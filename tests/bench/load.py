@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from itertools import count
 
-import psutil
-
+from tests.bench.cpu import busy
 from tests.bench.dags import BATCH, IMAGES
 from tests.bench.lab import STOCK, Lab
 from tests.bench.results import Series
@@ -77,13 +76,13 @@ class _Saturation:
         ramp = self._ended(start) + _RAMP
         while self._ended(start) < ramp:
             self._go_on(start)
-        begin, clock, busy = datetime.now(timezone.utc), time.monotonic(), _busy()
+        begin, clock, spent = datetime.now(timezone.utc), time.monotonic(), busy()
         while time.monotonic() - clock < seconds:
             self._go_on(start)
         ended = self._ended(begin)
         rate = ended / (time.monotonic() - clock)
         assert ended, f"nothing ended in {seconds:g} s: {self._airflow.component_log('scheduler')[-2000:]}"
-        cost = (_busy() - busy) / ended
+        cost = (busy() - spent) / ended
         self._finish()
         return rate, cost
 
@@ -101,9 +100,3 @@ class _Saturation:
     def _finish(self) -> None:
         states = {self._airflow.wait_for_run(self._dag_id, run_id, _RUN_SECONDS) for run_id in self._runs}
         assert states == {"success"}, f"runs of {self._dag_id} ended as {states}"
-
-
-def _busy() -> float:
-    """CPU seconds of all processors since the start."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tests.bench.cpu import busy
 from tests.bench.kinds import KINDS
 from tests.bench.lab import STOCK, Lab
 from tests.bench.results import Series
@@ -65,17 +66,21 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
     """Each set of files on each way in turn, by a DAG processor with two slots that has just started."""
     ways = [*lab.ways, *(kind for kind in KINDS if KINDS[kind].only == "parsing")]
     for title, files in FILES.items():
-        taken: dict[str, list[float]] = {way: [] for way in ways}
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        costs: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(lab.samples(full=3, quick=1)):
             for way in ways:
-                taken[way].append(_rate(lab, way, files))
-        yield f"{title}, rate", Series(unit="files/s", samples=taken, base=STOCK)
-        times = {way: [1000 / rate for rate in rates] for way, rates in taken.items()}
+                rate, cost = _window(lab, way, files)
+                rates[way].append(rate)
+                costs[way].append(1000 * cost)
+        yield f"{title}, rate", Series(unit="files/s", samples=rates, base=STOCK)
+        times = {way: [1000 / rate for rate in taken] for way, taken in rates.items()}
         yield title, Series(unit="ms", samples=times, base=STOCK)
+        yield f"{title}, CPU time", Series(unit="CPU-ms", samples=costs, base=STOCK)
 
 
-def _rate(lab: Lab, way: str, files: Files) -> float:
-    """Parses in a second."""
+def _window(lab: Lab, way: str, files: Files) -> tuple[float, float]:
+    """Parses in a second, and CPU seconds of the whole machine for each."""
     options: dict[str, dict[str, str]] = {}
     if way != STOCK:
         lab.engine.load(files.image)
@@ -94,13 +99,13 @@ def _rate(lab: Lab, way: str, files: Files) -> float:
         return _count(parsed, seconds=lab.samples(full=20, quick=5))
 
 
-def _count(parsed: _Counter, seconds: float) -> float:
-    """Per second, from one parse to another: neither end of the window cuts one in two."""
-    before = parsed.wait()
+def _count(parsed: _Counter, seconds: float) -> tuple[float, float]:
+    """From one parse to another: neither end of the window cuts one in two."""
+    first, spent = parsed.wait(), busy()
     began = now = time.monotonic()
     while now - began < seconds:
         last, now = parsed.wait(), time.monotonic()
-    return (last - before) / (now - began)
+    return (last - first) / (now - began), (busy() - spent) / (last - first)
 
 
 class _Counter:
