@@ -15,7 +15,7 @@ def measure(lab: Lab) -> Iterator[tuple[str, Series]]:
     """One job after the other, on each kind in turn; where sandboxes are made beforehand, once they are."""
     lab.engine.load("task")
     warm = lab.samples(full=500, quick=12)
-    cold = lab.samples(full=20, quick=3)
+    cold = lab.samples(full=500, quick=3)
     wanted = jobs.request("task")
     taken: dict[str, list[float]] = {kind: [] for kind in lab.kinds}
     steps = {kind: Steps() for kind in lab.kinds}
