@@ -43,7 +43,8 @@ def with_read_only_submounts(mounts: Iterable[Mount], points: Sequence[str]) -> 
         if not mount.read_only:
             continue
         source = Path(mount.source).resolve()
-        below = {PurePosixPath(point) for point in points if PurePosixPath(point).is_relative_to(source)}
+        inside = str(source).rstrip("/") + "/"  # a node has thousands of mounts, and a path takes megabytes for those
+        below = {PurePosixPath(point) for point in points if point.startswith(inside)}
         for point in sorted(below - {source}):
             target = PurePosixPath(mount.target) / point.relative_to(source)
             complete.append(Mount(source=str(point), target=str(target)))
