@@ -279,7 +279,7 @@ def test_what_was_wanted_longest_ago_makes_room(node: Node) -> None:
     output(node, "true")
     wait_ready(node)
     one = node.pools()[0]["memory"]
-    with node.configured(warm={"memory": int(1.6 * one)}):
+    with node.configured(warm={"memory": int(1.3 * one)}):  # the second shares pages with the first, and takes less
         output(node, "true")
         wait_ready(node)
         first = warm_names(node)
