@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,7 +19,7 @@ from aircell.status import ExitStatus
 from tests.support.archive_image import ArchiveImage
 from tests.support.images import archive
 from tests.support.jobs import Worker, request, text
-from tests.support.node import Node, run
+from tests.support.node import Node, processes, run
 from tests.support.registry import serving
 
 
@@ -53,6 +54,33 @@ def test_a_running_job_is_adopted_by_the_next_aircelld(node: Node) -> None:
         assert sandbox.wait(10) == ExitStatus(code=6)
         node.wait_until(lambda: node.ps() == [], "its end is noticed")
         assert node.history(sandbox.id)[-1]["exit"]["code"] == 6
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["ends", "must be killed"])
+def test_a_containerd_that_outlived_its_aircelld_gives_way_to_the_next(
+    short_path: Path, tmp_path: Path, stuck: bool
+) -> None:
+    """Forgets to end with aircelld, as the real one may after it has made a user namespace."""
+    node = Node(short_path)
+    real = shutil.which(node.config["containerd"]["binary"])
+    assert real is not None
+    binary = tmp_path / "containerd"
+    binary.write_text(f'#!/bin/sh\nexec setpriv --pdeathsig clear {real} "$@"\n')
+    (tmp_path / "ctr").symlink_to(Path(real).with_name("ctr"))
+    binary.chmod(0o755)
+    node.config["containerd"]["binary"] = str(binary)
+    try:
+        node.start()
+        old = node.containerd_pid()
+        node.kill()
+        if stuck:
+            os.kill(old, signal.SIGSTOP)
+        node.start()
+        assert node.engine_answers()
+        assert node.containerd_pid() != old
+        assert old not in dict(processes())
+    finally:
+        node.close()
 
 
 def test_an_adopted_job_can_be_stopped(node: Node) -> None:

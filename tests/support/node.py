@@ -106,10 +106,8 @@ class Node:
         return self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL; containerd goes with it."""
-        pid = self.containerd_pid()
+        """SIGKILL. containerd ends, too, or goes on: nobody waits for it."""
         self._end(signal.SIGKILL)
-        self.wait_until(lambda: not Path(f"/proc/{pid}").exists(), "containerd ends with aircelld")
 
     def restart(self) -> None:
         self.stop()

@@ -1,7 +1,8 @@
 """ManagedContainerd: a containerd of Aircell's own, beside whatever else runs on the node.
 
 It shares nothing with another containerd: own root, state, socket, CNI configuration and pause image. It is started
-again when it dies, which no container notices: their shims hold them. It ends with the process that started it.
+again when it dies, which no container notices: their shims hold them. It ends with the process that started it,
+or at the latest when the next one starts.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class ManagedContainerd:
         return {"PATH": path}
 
     async def _spawn(self) -> None:
-        # setpriv: containerd ends with us, whatever ends us, so that the next aircelld never finds two.
+        # setpriv: containerd ends with us, whatever ends us; orphans.end_daemons says when it does not.
         argv = [self._program("setpriv"), "--pdeathsig", "TERM", self._program(self.config.binary)]
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -167,6 +168,7 @@ class ManagedContainerd:
     async def _come_up(self) -> None:
         """Starts containerd, and removes what the one before it lost when it was killed."""
         state = Path(self.config.state)
+        await orphans.end_daemons(self._config_file, _STOP_TIMEOUT)
         found = orphans.find_network(state, address_folder(state))
         await self._spawn()
         await self._ready()

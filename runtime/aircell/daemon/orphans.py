@@ -1,4 +1,5 @@
-"""What a containerd that was killed in the middle of a call left behind, and does not know of when it is back.
+"""What a crash left behind: a containerd that outlived its aircelld, and what one that was killed in the middle of a
+call does not know of when it is back.
 
 A container's record is made before its shim, and removed after it; a shim without a record is one whose making was cut
 short. containerd never looks at it again. The same goes for network namespaces and addresses. All of this belongs to a
@@ -10,6 +11,7 @@ Sources: ``runtime/v2`` of containerd (bundles, the shim's command line and its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -17,6 +19,9 @@ import signal
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
+
+from aircell.daemon.concurrency import readable
+from aircell.deadlines import within
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,34 @@ class Network:
     """Mount points."""
     leases: tuple[Path, ...]
     """A file for each address, whose first line is the id of the pod sandbox that has it."""
+
+
+async def end_daemons(config: Path, patience: float) -> None:
+    """Ends every containerd with that configuration file; one that takes longer than ``patience`` seconds is killed.
+
+    containerd gives the thread that makes a user namespace another user id for a moment (its
+    ``pkg/sys/unshare_linux.go``). When that is the main thread, the kernel forgets that it is to end with its parent
+    (prctl(2), PR_SET_PDEATHSIG).
+    """
+    for folder in _processes():
+        if _option(_command_line(folder), "--config") == str(config):
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                await _end(int(folder.name), patience)
+
+
+async def _end(pid: int, patience: float) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        log.warning("ending the containerd with pid %d, which outlived its aircelld", pid)
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        try:
+            await within(patience, readable(pidfd))
+        except asyncio.TimeoutError:
+            log.error("the containerd with pid %d did not end in %g s; killing it", pid, patience)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await readable(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def find_network(state: Path, leases: Path) -> Network:
@@ -76,12 +109,24 @@ def _text(path: Path) -> str:
 def find_shims(socket: Path) -> list[Shim]:
     """Every shim of the containerd with that socket."""
     found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            argv = _command_line(folder)
-            if argv and Path(argv[0]).name.startswith("containerd-shim-") and _option(argv, "-address") == str(socket):
-                found.append(Shim(int(folder.name), _option(argv, "-id"), argv))
+    for folder in _processes():
+        argv = _command_line(folder)
+        if argv and Path(argv[0]).name.startswith("containerd-shim-") and _option(argv, "-address") == str(socket):
+            found.append(Shim(int(folder.name), _option(argv, "-id"), argv))
     return found
+
+
+def _processes() -> list[Path]:
+    """Folders in /proc, without those of other PID namespaces: any process in a container can call itself a shim."""
+    ours = _namespace(Path("/proc/self"))
+    return [path for path in Path("/proc").iterdir() if path.name.isdecimal() and _namespace(path) == ours]
+
+
+def _namespace(folder: Path) -> str:
+    try:
+        return str((folder / "ns/pid").readlink())
+    except OSError:  # it has ended
+        return ""
 
 
 def _command_line(folder: Path) -> tuple[str, ...]:
