@@ -118,6 +118,21 @@ def test_a_job_does_not_notice_that_containerd_was_killed(node: Node) -> None:
         assert sandbox.wait(20) == ExitStatus(code=0)
 
 
+def test_snapshots_that_a_killed_containerd_had_half_made_fail_no_launch(node: Node) -> None:
+    """containerd makes the folder first and its record afterwards, so that the next snapshot has the same number."""
+    with node.launch("sleep", "600", stop_grace=0) as sandbox:
+        node.wait_state(sandbox.id, "running")
+        [snapshots] = node.root.glob("*/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots")
+        last = max(int(folder.name) for folder in snapshots.iterdir())
+    left = [snapshots / str(last + 1), snapshots / str(last + 2)]  # the pod's, and the container's
+    for folder in left:
+        (folder / "fs/left").mkdir(parents=True)
+    with node.launch("sh", "-c", "! [ -e /left ]") as sandbox:
+        assert sandbox.wait(20) == ExitStatus(code=0)
+        assert "once more" in node.log.read_text()
+    node.clean()
+
+
 def test_launches_while_containerd_is_away_fail_as_unavailable_or_succeed(node: Node) -> None:
     os.kill(node.containerd_pid(), signal.SIGKILL)
     for _ in range(5):

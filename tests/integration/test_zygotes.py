@@ -166,8 +166,16 @@ def test_a_zygote_that_dies_is_replaced_and_fails_no_task(node: Node) -> None:
 
 
 def serving(node: Node, zygote: str) -> int:
-    """The process that holds the gate of the zygote: the child of the first one."""
-    return max(pid for pid in members(node, zygote) if b"zygote.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    """The process that holds the gate: the child of the zygote's PID 1. A fork has one PID namespace more."""
+    programs = [pid for pid in members(node, zygote) if b"zygote.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [pid] = [pid for pid in programs if len(numbers(pid)) == 2 and numbers(pid)[-1] != 1]
+    return pid
+
+
+def numbers(pid: int) -> list[int]:
+    """Those of a process in each of its PID namespaces, from the node's on."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return [int(number) for number in status.partition("NSpid:")[2].partition("\n")[0].split()]
 
 
 def members(node: Node, zygote: str) -> list[int]:

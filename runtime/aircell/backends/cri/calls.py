@@ -91,14 +91,14 @@ class Calls:
 
     async def run_pod(self, request: cri.RunPodSandboxRequest, sandbox: str) -> str:
         """The engine's id of the new pod."""
-        answer = await self._do(self._client.runtime.RunPodSandbox, request, "making the pod sandbox", sandbox)
+        answer = await self._make(self._client.runtime.RunPodSandbox, request, "making the pod sandbox", sandbox)
         return answer.pod_sandbox_id
 
     async def create_container(self, request: cri.CreateContainerRequest, spec: SandboxSpec, sandbox: str) -> None:
         """Raises ImageError and UnsupportedSpec for what the spec asks for and is not there."""
         refine = errors.creating(spec)
-        make = self._client.runtime.CreateContainer
-        answer = await self._do(make, request, "making the container", sandbox, refine=refine)
+        create = self._client.runtime.CreateContainer
+        answer = await self._make(create, request, "making the container", sandbox, refine=refine)
         self._containers[sandbox] = answer.container_id
 
     async def start_container(self, container: str, sandbox: str) -> None:
@@ -163,6 +163,15 @@ class Calls:
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
         return await asyncio.shield(asking)
+
+    async def _make(
+        self, method: Method[Q, A], request: Q, doing: str, sandbox: str, *, refine: errors.Refine | None = None
+    ) -> A:
+        try:
+            return await self._do(method, request, doing, sandbox, refine=refine)
+        except errors.SnapshotInTheWay as error:
+            logger.warning("%s; once more", error)
+            return await self._do(method, request, doing, sandbox, refine=refine)
 
     async def _do(
         self,

@@ -29,6 +29,8 @@ Refine = Callable[[str], AircellError | None]
 _NOT_YET = "server is not initialized yet"
 """What containerd's CRI part says, with the status UNKNOWN, while it still recovers what ran before its restart."""
 
+_IN_THE_WAY = re.compile(r"failed to rename: rename \S+ \S+: (file exists|directory not empty)")
+
 _PULL = (
     (r"no match for platform|no matching manifest|does not provide the specified platform", failures.OTHER_PLATFORM),
     (
@@ -76,6 +78,11 @@ _START: tuple[tuple[str, str], ...] = (
 )
 
 
+class SnapshotInTheWay(EngineError):
+    """A snapshot that an earlier containerd was making when it was killed: its folder has the next one's number. The
+    call that fails over it removes it (``createSnapshot`` of containerd's ``plugins/snapshots/overlay``)."""
+
+
 def translate(
     code: StatusCode, details: str, *, doing: str, socket: str, seconds: float, sandbox: str, refine: Refine | None
 ) -> AircellError:
@@ -97,9 +104,8 @@ def translate(
         )
     if code is StatusCode.NOT_FOUND:
         return NotFound(f"the container engine knows no such thing, {doing}: {details}", sandbox=sandbox)
-    return EngineError(
-        f"the container engine failed, {doing}: {details}", hint="Look at the engine's log.", sandbox=sandbox
-    )
+    cls = SnapshotInTheWay if _IN_THE_WAY.search(details) else EngineError
+    return cls(f"the container engine failed, {doing}: {details}", hint="Look at the engine's log.", sandbox=sandbox)
 
 
 def pulling(reference: str) -> Refine:
