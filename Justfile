@@ -67,7 +67,7 @@ lock:
 
 # Measure what a sandbox costs, beside stock Airflow.
 bench *args:
-    @scripts/setup bench
+    @scripts/setup tests
     @{{ python }} -m tests.bench "$@"
 
 # Remove what the recipes made: environments, caches and images.

@@ -17,6 +17,7 @@ from tests.support import cases
 from tests.support.airflow_stack import AirflowStack
 from tests.support.node import Node, running
 from tests.support.outcomes import Outcomes, run_all
+from tests.support.postgres import Postgres
 
 DAGS = Path(__file__).parent / "dags"
 CANARY = "can4ry"
@@ -56,14 +57,15 @@ def task_stack(usual_node: Node) -> Iterator[AirflowStack]:
     shutil.copytree(DAGS, home / "dags")
     cases.write(home / "dags")
     commit(home / "repository", "first")
-    database = home / canary("database")
-    database.mkdir()
+    database = Postgres(home / canary("database"))
+    database.folder.mkdir()
     stack = AirflowStack(
         home,
         bundles=[local_bundle("local", home / "dags"), git_bundle("git", home / "repository")],
         config={
             "core": {"fernet_key": fernet_key()},
             "api_auth": {"jwt_secret": canary("jwt")},
+            "database": database.airflow_options(),
             "dag_processor": {"dag_bundle_storage_path": str(storage)},
             "workers": {"min_heartbeat_interval": "2"},
             "sandbox_runtime": {
@@ -72,9 +74,9 @@ def task_stack(usual_node: Node) -> Iterator[AirflowStack]:
                 "autostart": "False",
             },
         },
-        database=str(database / "airflow.db"),
     )
     try:
+        database.start()
         stack.start()
         stack.run("variables", "set", "database_password", "v4riable-secret")
         stack.run("variables", "set", "settings", '{"color": "blue"}')
@@ -83,6 +85,7 @@ def task_stack(usual_node: Node) -> Iterator[AirflowStack]:
         yield stack
     finally:
         stack.stop()
+        database.stop()
         shutil.rmtree(home)
         shutil.rmtree(storage)
 

